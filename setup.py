@@ -1,0 +1,62 @@
+"""Builds the CPU kernels if a compiler is there; without one the package is whole all the same.
+
+Everything else about the package stands in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("src/localmix/kernels/csrc")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+INSTRUCTION_SETS = {
+    # name: (bytes of a vector, flags of the compiler)
+    "generic": (16, []),
+    "avx2": (32, ["-mavx2", "-mfma", "-mf16c"]),
+    "avx512": (64, ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]),
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles local_weight.cpp once per instruction set; which one runs is decided where it is loaded."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles and links one shared library with a plain C interface."""
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        objects = []
+        for name, (vector_bytes, flags) in INSTRUCTION_SETS.items():
+            if name == "generic" or x86:
+                objects += self.compiler.compile(
+                    [str(CSRC / "local_weight.cpp")],
+                    output_dir=str(Path(self.build_temp) / name),
+                    macros=[("LOCALMIX_ISA", name), ("LOCALMIX_VECTOR_BYTES", str(vector_bytes))],
+                    extra_postargs=[*FLAGS, *flags],
+                    depends=ext.depends,
+                )
+        objects += self.compiler.compile(
+            [str(CSRC / "dispatch.cpp")],
+            output_dir=self.build_temp,
+            macros=[("LOCALMIX_X86", "1")] if x86 else [],
+            extra_postargs=FLAGS,
+            depends=ext.depends,
+        )
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, str(target), target_lang="c++")
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "localmix.kernels._native",
+            sources=[str(CSRC / "local_weight.cpp"), str(CSRC / "dispatch.cpp")],
+            depends=[str(CSRC / "local_weight.h")],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,227 @@
+"""Checks of the arguments of public operators: done once, at the public edge, before any work.
+
+Every error is a `ValueError` (or `TypeError` for a wrong kind of object) that names the argument, what was expected
+and what came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Size: TypeAlias = int | tuple[int, int]
+
+
+def pair(name: str, value: Size, *, minimum: int = 1) -> tuple[int, int]:
+    """`value` as (height, width): an int counts for both axes."""
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(items) != 2 or not all(_is_integer(item) for item in items):
+        raise ValueError(f"{name}: expected an int or a pair of ints (height, width), got {value!r}")
+    if any(isinstance(item, int) and item < minimum for item in items):
+        raise ValueError(f"{name}: expected at least {minimum}, got {value!r}")
+    return items[0], items[1]
+
+
+def positive(name: str, value: int) -> int:
+    """`value`, which must be an int of at least 1."""
+    if not _is_integer(value) or value < 1:
+        raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+    return value
+
+
+def divides(name: str, count: int, of: str, total: int) -> int:
+    """`count`, which must be positive and divide `total`."""
+    positive(name, count)
+    if total % count:
+        raise ValueError(f"{name}: expected a divisor of {of} = {total}, got {count}")
+    return count
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`, which must be one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def shift_of_window(shift: Size, window_size: tuple[int, int]) -> tuple[int, int]:
+    """`shift` as a pair, each at least 0 and smaller than the window."""
+    pairs = pair("shift", shift, minimum=0)
+    if any(isinstance(s, int) and s >= size for s, size in zip(pairs, window_size, strict=True)):
+        raise ValueError(f"shift: expected less than window_size = {window_size}, got {shift!r}")
+    return pairs
+
+
+def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) -> Tensor:
+    """`value`, which must be a floating tensor with the rank of `shape` (such as "B H W C"), of the kind of `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor [{shape.replace(' ', ', ')}], got {type(value).__name__}")
+    if value.ndim != len(shape.split()):
+        raise ValueError(f"{name}: expected [{shape.replace(' ', ', ')}], got shape {tuple(value.shape)}")
+    if any(axis != "B" and size < 1 for axis, size in zip(shape.split(), value.shape, strict=True)):
+        raise ValueError(f"{name}: expected sizes of at least 1 (only B may be 0), got shape {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected a floating point tensor, got {value.dtype}")
+    if like is not None:
+        if value.dtype != like.dtype:
+            raise ValueError(f"{name}: expected dtype {like.dtype} as the first argument has, got {value.dtype}")
+        if value.device != like.device:
+            raise ValueError(f"{name}: expected device {like.device} as the first argument is on, got {value.device}")
+    return value
+
+
+def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: str) -> None:
+    """Each axis of `value` must have one of the sizes that `expected` lists for it; None stands for any."""
+    for size, allowed in zip(value.shape, expected, strict=True):
+        if None not in allowed and not any(size == a for a in allowed):
+            raise ValueError(f"{name}: expected {meaning}, got shape {tuple(value.shape)}")
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the dtype that an enclosing `torch.autocast` asks of matrix products; unchanged outside of one.
+
+    A mixer under autocast meets float32 features and weights that a linear map has just made in bfloat16. As autocast
+    itself does, float64 is left alone.
+    """
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.amp.is_autocast_available(first.device.type):
+        return tensors
+    if not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Size) -> tuple[int, int]:
+    """Checks the arguments of `depthwise_convolution`; gives dilation as a pair."""
+    tensor("x", x, "B H W C")
+    tensor("weight", weight, "C kh kw", like=x)
+    sizes("weight", weight, ((x.shape[3],), (None,), (None,)), f"[C, kh, kw] with C = {x.shape[3]} as in x")
+    _bias(bias, x)
+    return pair("dilation", dilation)
+
+
+def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Size) -> tuple[int, int]:
+    """Checks the arguments of `homogeneous_convolution`; gives dilation as a pair."""
+    tensor("x", x, "B H W C")
+    tensor("weight", weight, "B C kh kw", like=x)
+    batch, channels = x.shape[0], x.shape[3]
+    expected = f"[B, C, kh, kw] with B = {batch} and C = {channels} as in x"
+    sizes("weight", weight, ((batch,), (channels,), (None,), (None,)), expected)
+    _bias(bias, x)
+    return pair("dilation", dilation)
+
+
+def inhomogeneous_convolution(
+    x: Tensor, weight: Tensor, kernel_size: Size, dilation: Size
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Checks the arguments of `inhomogeneous_convolution`; gives kernel size and dilation as pairs."""
+    kernel, dilations = pair("kernel_size", kernel_size), pair("dilation", dilation)
+    tensor("x", x, "B H W C")
+    tensor("weight", weight, "B H W G K", like=x)
+    batch, height, width, channels = x.shape
+    taps = kernel[0] * kernel[1]
+    expected = f"[B, H, W, G, K] = [{batch}, {height}, {width}, G, {taps}] for x {tuple(x.shape)} and kernel {kernel}"
+    sizes("weight", weight, ((batch,), (height,), (width,), (None,), (taps,)), expected)
+    divides("weight", weight.shape[3], "C", channels)
+    return kernel, dilations
+
+
+def projected_inhomogeneous_convolution(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    projection_bias: Tensor | None,
+    kernel_size: Size,
+    num_groups: int,
+    dilation: Size,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Checks the arguments of `projected_inhomogeneous_convolution`; gives kernel size and dilation as pairs."""
+    kernel, dilations = pair("kernel_size", kernel_size), pair("dilation", dilation)
+    tensor("x", x, "B H W C")
+    divides("num_groups", num_groups, "C", x.shape[3])
+    tensor("hidden", hidden, "B H W R", like=x)
+    expected = f"[B, H, W, R] with [B, H, W] = {list(x.shape[:3])} as in x"
+    sizes("hidden", hidden, (*((size,) for size in x.shape[:3]), (None,)), expected)
+    tensor("projection", projection, "G*K R", like=x)
+    rows = num_groups * kernel[0] * kernel[1]
+    expected = f"[G * K, R] = [{rows}, {hidden.shape[3]}] for {num_groups} groups and kernel {kernel}"
+    sizes("projection", projection, ((rows,), (hidden.shape[3],)), expected)
+    if projection_bias is not None:
+        tensor("projection_bias", projection_bias, "G*K", like=x)
+        sizes("projection_bias", projection_bias, ((rows,),), f"[G * K] = [{rows}]")
+    return kernel, dilations
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Checks query, key and value of an attention."""
+    tensor("query", query, "B H W heads D")
+    for name, other in (("key", key), ("value", value)):
+        tensor(name, other, "B H W heads D", like=query)
+        expected = f"the shape of query, {tuple(query.shape)}"
+        sizes(name, other, tuple((size,) for size in query.shape), expected)
+
+
+def attention_bias(bias: Tensor | None, query: Tensor, shape: tuple[int, int], meaning: str) -> None:
+    """Checks the bias of an attention: [heads, *shape]."""
+    if bias is not None:
+        tensor("bias", bias, "heads N M", like=query)
+        expected = f"{meaning} = [{query.shape[3]}, {shape[0]}, {shape[1]}]"
+        sizes("bias", bias, ((query.shape[3],), (shape[0],), (shape[1],)), expected)
+
+
+def local_mlp(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Size, shift: Size
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Checks the arguments of `local_mlp`; gives window size and shift as pairs."""
+    window = pair("window_size", window_size)
+    shifts = shift_of_window(shift, window)
+    slots = window[0] * window[1]
+    tensor("x", x, "B H W C")
+    tensor("weight", weight, "G N N", like=x)
+    expected = f"[G, N, N] with N = {slots} slots of window {window}"
+    sizes("weight", weight, ((None,), (slots,), (slots,)), expected)
+    divides("weight", weight.shape[0], "C", x.shape[3])
+    if bias is not None:
+        tensor("bias", bias, "G N", like=x)
+        sizes("bias", bias, ((weight.shape[0],), (slots,)), f"[G, N] = [{weight.shape[0]}, {slots}]")
+    return window, shifts
+
+
+def aggregate(x: Tensor, weight: Tensor, neighborhood: Tensor) -> None:
+    """Checks the arguments of `aggregate`."""
+    tensor("x", x, "B H W C")
+    tensor("weight", weight, "B H W G K", like=x)
+    batch, height, width, channels = x.shape
+    if not isinstance(neighborhood, Tensor) or neighborhood.ndim != 3 or neighborhood.dtype != torch.int64:
+        raise ValueError(f"neighborhood: expected an int64 tensor [H, W, K], got {_describe(neighborhood)}")
+    taps = neighborhood.shape[2]
+    sizes("neighborhood", neighborhood, ((height,), (width,), (None,)), f"[H, W, K] with [{height}, {width}] as in x")
+    expected = f"[B|1, H|1, W|1, G, K] with B, H, W = {batch}, {height}, {width} and K = {taps}"
+    sizes("weight", weight, ((batch, 1), (height, 1), (width, 1), (None,), (taps,)), expected)
+    divides("weight", weight.shape[3], "C", channels)
+    if neighborhood.device.type == "cpu" and not torch.compiler.is_compiling() and neighborhood.numel():
+        low, high = int(neighborhood.min()), int(neighborhood.max())
+        if low < -1 or high >= height * width:
+            raise ValueError(
+                f"neighborhood: expected indices from -1 (no input) to {height * width - 1}, got {low} to {high}"
+            )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _bias(bias: Tensor | None, x: Tensor) -> None:
+    if bias is not None:
+        tensor("bias", bias, "C", like=x)
+        sizes("bias", bias, ((x.shape[3],),), f"[C] = [{x.shape[3]}]")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,103 @@
+"""Axes 2 and 3, weight sharing and weight computation: every mixer's weights in the one shape [B|1, H|1, W|1, G, K]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from localmix import arguments
+from localmix.arguments import Size
+from localmix.functional.aggregate import gather
+from localmix.functional.neighborhood import NO_INPUT, relative_position, window_slot
+
+
+def static(weight: Tensor) -> Tensor:
+    """One kernel per channel for all images and positions: [C, kh, kw] to [1, 1, 1, C, K]."""
+    return weight.flatten(1)[None, None, None]
+
+
+def static_in_window(weight: Tensor, height: int, width: int, window_size: Size, *, shift: Size = 0) -> Tensor:
+    """One matrix per group that all windows share: [G, N, N] (output slot, input slot) to [1, H, W, G, N]."""
+    slot = window_slot(height, width, window_size, shift=shift, device=weight.device)
+    return weight[:, slot].permute(1, 2, 0, 3)[None]
+
+
+def homogeneous(weight: Tensor) -> Tensor:
+    """One kernel per image and channel for all positions: [B, C, kh, kw] to [B, 1, 1, C, K]."""
+    return weight.flatten(2)[:, None, None]
+
+
+def inhomogeneous(weight: Tensor) -> Tensor:
+    """One kernel per image, position and group: [B, H, W, G, K], the full shape as it is."""
+    return weight
+
+
+def pairwise(
+    query: Tensor, key: Tensor, neighborhood: Tensor, *, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Softmax over the neighborhood of the dot products of a position with its neighbors.
+
+        w[b, p, h, k] = softmax_k(scale * query[b, p, h] . key[b, neighborhood[p, k], h] + bias[p, h, k])
+
+    Taps without an input take no part in the softmax; their weight is zero.
+
+    Args:
+        query, key: [B, H, W, heads, D].
+        neighborhood: int64 [H, W, K].
+        bias: broadcasts to [H, W, heads, K].
+        scale: D ** -0.5 if not given.
+
+    Returns:
+        [B, H, W, heads, K].
+    """
+    scale = query.shape[4] ** -0.5 if scale is None else scale
+    keys = gather(key.flatten(3), neighborhood).unflatten(4, key.shape[3:])
+    logits = torch.einsum("bhwnd,bhwknd->bhwnk", query * scale, keys)
+    if bias is not None:
+        logits = logits + bias
+    return logits.masked_fill((neighborhood == NO_INPUT)[:, :, None], -torch.inf).softmax(-1)
+
+
+def window_bias(bias: Tensor, height: int, width: int, window_size: Size, *, shift: Size = 0) -> Tensor:
+    """Bias of each position's slot: [heads, N, N] (query slot, key slot) to [H, W, heads, N]."""
+    slot = window_slot(height, width, window_size, shift=shift, device=bias.device)
+    return bias[:, slot].permute(1, 2, 0, 3)
+
+
+def neighborhood_bias(bias: Tensor, height: int, width: int, kernel_size: Size, *, dilation: Size = 1) -> Tensor:
+    """Bias by distance in a clamped neighborhood: [heads, 2 kh - 1, 2 kw - 1] to [H, W, heads, K]."""
+    kernel = arguments.pair("kernel_size", kernel_size)
+    rows, columns = relative_position(height, width, kernel, dilation=dilation, device=bias.device)
+    return bias[:, rows + kernel[0] - 1, columns + kernel[1] - 1].flatten(3).permute(1, 2, 0, 3)
+
+
+def relative_position_bias(table: Tensor, window_size: Size) -> Tensor:
+    """Swin's relative position bias: from a table by distance to a matrix over the slots of a window.
+
+        bias[h, m, n] = table[h, row(n) - row(m) + wh - 1, column(n) - column(m) + ww - 1]
+
+    Args:
+        table: [heads, 2 wh - 1, 2 ww - 1], indexed by key minus query.
+        window_size: wh, ww [positions].
+
+    Returns:
+        [heads, N, N] with N = wh * ww: query slot, key slot.
+
+    Raises:
+        ValueError: a table that does not belong to that window.
+
+    Source: Swin Transformer, equation 4.
+
+    >>> relative_position_bias(torch.tensor([[[1., 2., 3.]]]), (1, 2))
+    tensor([[[2., 3.],
+             [1., 2.]]])
+    """
+    height, width = arguments.pair("window_size", window_size)
+    arguments.tensor("table", table, "heads 2wh-1 2ww-1")
+    shape = (2 * height - 1, 2 * width - 1)
+    arguments.sizes(
+        "table", table, ((None,), *((s,) for s in shape)), f"[heads, 2 wh - 1, 2 ww - 1] = [heads, *{shape}]"
+    )
+    rows = torch.arange(height, device=table.device).repeat_interleave(width)
+    columns = torch.arange(width, device=table.device).repeat(height)
+    return table[:, rows - rows[:, None] + height - 1, columns - columns[:, None] + width - 1]

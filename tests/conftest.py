@@ -1,0 +1,15 @@
+import pytest
+import torch
+
+# Workers of the test run share the cores, and sums are taken in one order.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Memory that nothing has written holds NaN, as it may on any other day."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.set_deterministic_debug_mode("error")
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.set_deterministic_debug_mode("default")

@@ -1,0 +1,367 @@
+"""CPU kernels in C++ for weights of its own at every position; see csrc/.
+
+They are compiled when the package is installed, if a compiler is there. Everything else is best left to PyTorch on the
+CPU, so only the operators with a weight per position are here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FILE = next(Path(__file__).parent.glob("_native.*"), None)
+
+MISSING = None if _FILE else "the kernels were not compiled: there was no C++ compiler when localmix was installed"
+"""Why there are no compiled kernels; None if there are."""
+
+_FORWARD, _BACKWARD_X, _BACKWARD_WEIGHT = range(3)
+
+
+def refusal(x: Tensor) -> str | None:
+    """Why the kernels cannot serve a call on x; None if they can."""
+    if x.device.type != "cpu":
+        return f"it runs on the CPU and x is on {x.device}"
+    if x.dtype not in _TYPES:
+        return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
+    if torch.compiler.is_exporting():
+        return "an exported graph holds PyTorch's own operators"
+    return MISSING
+
+
+def description() -> str:
+    """What was built, in words."""
+    if MISSING:
+        return f"CPU kernels: none ({MISSING})"
+    name = _library().localmix_instruction_set().decode()
+    threads = "the threads of PyTorch" if _openmp() else "one thread: PyTorch's OpenMP runtime was not found"
+    return f"CPU kernels: {name}, on {threads}"
+
+
+def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.local_weight(x, weight, kernel_size, dilation)
+
+
+def projected_inhomogeneous_convolution(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    projection_bias: Tensor | None,
+    *,
+    kernel_size: Pair,
+    num_groups: int,
+    dilation: Pair,
+) -> Tensor:
+    # groups innermost, as the kernels read weights fastest
+    projection = projection.unflatten(0, (num_groups, -1)).transpose(0, 1).flatten(0, 1)
+    if projection_bias is None:
+        projection_bias = projection.new_zeros(projection.shape[0])
+    else:
+        projection_bias = projection_bias.unflatten(0, (num_groups, -1)).t().flatten()
+    operator = torch.ops.localmix.projected_local_weight
+    return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
+
+
+@torch.library.custom_op("localmix::local_weight", mutates_args=(), device_types="cpu")
+def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
+    x, weight = x.contiguous(), _ordered(weight)
+    y = torch.empty_like(x)
+    groups_inside = not weight.is_contiguous()
+    _run(_FORWARD, x, weight, y, x, weight.shape[3], kernel_size, dilation, groups_inside=groups_inside)
+    return y
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::local_weight_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight; an empty tensor for one that is not needed."""
+    gradient, x, weight = gradient.contiguous(), x.contiguous(), _ordered(weight)
+    of_x = torch.empty_like(x) if needed[0] else x.new_empty(0)
+    of_weight = torch.empty_like(weight) if needed[1] else x.new_empty(0)
+    sizes, groups_inside = (x, weight.shape[3], kernel_size, dilation), not weight.is_contiguous()
+    if needed[0]:
+        _run(_BACKWARD_X, gradient, weight, of_x, *sizes, groups_inside=groups_inside)
+    if needed[1]:
+        _run(_BACKWARD_WEIGHT, gradient, x, of_weight, *sizes, groups_inside=groups_inside)
+    return of_x, of_weight
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else x.new_empty(0)
+    return of_x, torch.empty_like(_ordered(weight)) if needed[1] else x.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.kernel_size, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:2]
+    of_x, of_weight = _backward(gradient, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation, needed)
+    return of_x if needed[0] else None, of_weight if needed[1] else None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    gradient, x, weight, ctx.kernel_size, ctx.dilation, ctx.needed = inputs
+    ctx.save_for_backward(gradient, x, weight)
+
+
+def _gradients_of_gradients(ctx: Any, of_of_x: Tensor, of_of_weight: Tensor) -> tuple[Tensor | None, ...]:
+    """The sum is linear in x and in weight, so its second derivatives are the same three sums again."""
+    gradient, x, weight = ctx.saved_tensors
+    sizes = (ctx.kernel_size, ctx.dilation)
+    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
+    if ctx.needed[0]:
+        of_gradient = of_gradient + _forward(of_of_x, weight, *sizes)
+        of_weight = _backward(gradient, of_of_x, weight, *sizes, (False, True))[1]
+    if ctx.needed[1]:
+        of_gradient = of_gradient + _forward(x, of_of_weight, *sizes)
+        of_x = _backward(gradient, x, of_of_weight, *sizes, (True, False))[0]
+    return of_gradient, of_x, of_weight, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+
+
+@torch.library.custom_op("localmix::projected_local_weight", mutates_args=(), device_types="cpu")
+def _projected_forward(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`_forward` with weights [B, H, W, K, G] = hidden [B, H, W, R] @ projection.T + bias, projection [K * G, R]."""
+    x, hidden = x.contiguous(), hidden.contiguous()
+    batch, height, width, _ = x.shape
+    y = torch.empty_like(x)
+    lines = max(1, _STRIP_BYTES // (width * projection.shape[0] * x.element_size()))
+    for first in range(0, batch * height, lines):
+        last = min(first + lines, batch * height)
+        weight = _project(hidden, projection, bias, first, last)
+        _run(_FORWARD, x, weight, y, x, num_groups, kernel_size, dilation, lines=(first, last), weight_line=first)
+    return y
+
+
+@_projected_forward.register_fake
+def _(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::projected_local_weight_backward", mutates_args=(), device_types="cpu")
+def _projected_backward(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden, projection and bias; the weights are made again, some rows of an image at a time."""
+    gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
+    batch, height, width, _ = x.shape
+    of_x, of_hidden = torch.empty_like(x), torch.empty_like(hidden)
+    of_projection = torch.zeros_like(projection, dtype=torch.float32)
+    of_bias = torch.zeros_like(bias, dtype=torch.float32)
+    reach = dilation[0] * (kernel_size[0] - 1)
+    top = reach // 2
+    rows = max(2 * reach, _STRIP_BYTES // (width * projection.shape[0] * x.element_size()), 1)
+    for image in range(batch):
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            lines = (image * height + start, image * height + stop)
+            # rows of y that reach into these rows of x
+            low, high = max(0, start + top - reach), min(height, stop + top)
+            weight = _project(hidden, projection, bias, image * height + low, image * height + high)
+            sizes = (x, num_groups, kernel_size, dilation)
+            _run(_BACKWARD_X, gradient, weight, of_x, *sizes, lines=lines, weight_line=image * height + low)
+            of_weight = weight[: (stop - start) * width]
+            _run(_BACKWARD_WEIGHT, gradient, x, of_weight, *sizes, lines=lines, weight_line=lines[0])
+            features = _positions(hidden, *lines)
+            torch.mm(of_weight, projection, out=_positions(of_hidden, *lines))
+            of_projection += of_weight.t() @ features
+            of_bias += of_weight.sum(0, dtype=torch.float32)
+    return of_x, of_hidden, of_projection.to(projection.dtype), of_bias.to(bias.dtype)
+
+
+@_projected_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_x, of_hidden = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, hidden))
+    return of_x, of_hidden, torch.empty_like(projection), torch.empty_like(bias)
+
+
+_STRIP_BYTES = 2**21
+"""Weights that are at hand at a time: few enough to stay in the cache, enough for a matrix product to be fast."""
+
+
+def _positions(t: Tensor, first: int, last: int) -> Tensor:
+    """Lines [first, last) of the B * H lines of [B, H, W, R], as [positions, R]."""
+    return t.flatten(0, 1)[first:last].flatten(0, 1)
+
+
+def _project(hidden: Tensor, projection: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
+    return torch.addmm(bias, _positions(hidden, first, last), projection.t())
+
+
+def _save_projected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.num_groups, ctx.kernel_size, ctx.dilation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _projected_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, sizes = ctx.saved_tensors, (ctx.kernel_size, ctx.dilation)
+    if torch.is_grad_enabled():
+        # for second derivatives: the same by operators that have them, the weights in memory after all
+        x, hidden, projection, bias = tensors
+        weight = (hidden @ projection.t() + bias).unflatten(3, (-1, ctx.num_groups)).transpose(3, 4)
+        of_x, of_weight = _backward(gradient, x, weight, *sizes, (True, True))
+        of_taps = of_weight.transpose(3, 4).flatten(3)
+        of_projection = of_taps.flatten(0, 2).t() @ hidden.flatten(0, 2)
+        gradients = (of_x, of_taps @ projection, of_projection, of_taps.sum((0, 1, 2)))
+    else:
+        gradients = _projected_backward(gradient, *tensors, ctx.num_groups, *sizes)
+    return *gradients, None, None, None
+
+
+_projected_forward.register_autograd(_projected_gradients, setup_context=_save_projected)
+
+
+def _ordered(weight: Tensor) -> Tensor:
+    """weight [B, H, W, G, K] so that the numbers of a position are one stretch of memory, G or K innermost."""
+    as_taps_inside, as_groups_inside = weight.is_contiguous(), weight.transpose(3, 4).is_contiguous()
+    return weight if as_taps_inside or as_groups_inside else weight.contiguous()
+
+
+class _Problem(ctypes.Structure):
+    """`LocalWeightProblem` of csrc/local_weight.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("batch", "height", "width", "groups", "dim"),
+            *("kernel_height", "kernel_width", "dilation_height", "dilation_width"),
+            *("weight_group_stride", "weight_tap_stride", "dtype"),
+        )
+    ]
+
+
+def _run(
+    kernel: int,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    x: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    groups_inside: bool = True,
+    lines: Pair | None = None,
+    weight_line: int = 0,
+) -> None:
+    """Runs a kernel on `lines` of the B * H lines of the map; the weights given begin at line `weight_line`."""
+    batch, height, width, channels = x.shape
+    taps = kernel_size[0] * kernel_size[1]
+    strides = (1, num_groups) if groups_inside else (taps, 1)
+    problem = _Problem(
+        batch, height, width, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, _TYPES[x.dtype]
+    )
+    first, last = (0, batch * height) if lines is None else lines
+    # a kernel counts the weights from the first line of the map
+    before = weight_line * width * num_groups * taps * x.element_size()
+    offsets = (0, 0, before) if kernel == _BACKWARD_WEIGHT else (0, before, 0)
+    pointers = [ctypes.c_void_p(t.data_ptr() - offset) for t, offset in zip((a, b, out), offsets, strict=True)]
+    if _library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, _num_threads()):
+        raise MemoryError("localmix: no memory for the scratch rows of a CPU kernel")
+
+
+def _num_threads() -> int:
+    # the threads of an OpenMP runtime do not survive a fork
+    return torch.get_num_threads() if os.getpid() == _PROCESS and _openmp() else 1
+
+
+_PROCESS = os.getpid()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_FILE))
+    library.localmix_instruction_set.restype = ctypes.c_char_p
+    library.localmix_local_weight.argtypes = [
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 3,
+        *[ctypes.c_int64] * 3,
+    ]
+    openmp = _openmp()
+    if openmp:
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num)
+        library.localmix_use_threads(*(ctypes.cast(f, ctypes.c_void_p) for f in functions))
+    return library
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP runtime that PyTorch has loaded into this process: a second one would fight it for the cores."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or not torch.backends.openmp.is_available():
+        return None
+    loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/" in line}
+    for path in sorted(loaded):
+        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+            library = ctypes.CDLL(path)
+            if hasattr(library, "GOMP_parallel"):
+                return library
+    return None

@@ -1,0 +1,129 @@
+"""Operators under `torch.compile`, `torch.export` and activation checkpointing."""
+
+import shutil
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from localmix import kernels
+from localmix.testing import output_and_gradients
+
+# Each operator as a function of tensors alone, and the shapes of these at a batch and a map.
+CALLS = {
+    "depthwise_convolution": (
+        lambda x, weight, bias: kernels.depthwise_convolution(x, weight, bias, dilation=(1, 2), impl="aten"),
+        lambda b, h, w: [(b, h, w, 4), (4, 3, 2), (4,)],
+    ),
+    "homogeneous_convolution": (
+        lambda x, weight, bias: kernels.homogeneous_convolution(x, weight, bias, dilation=(1, 2), impl="aten"),
+        lambda b, h, w: [(b, h, w, 4), (b, 4, 3, 2), (4,)],
+    ),
+    "inhomogeneous_convolution": (
+        lambda x, weight: kernels.inhomogeneous_convolution(
+            x, weight, kernel_size=(3, 2), dilation=(1, 2), impl="aten"
+        ),
+        lambda b, h, w: [(b, h, w, 4), (b, h, w, 2, 6)],
+    ),
+    "projected_inhomogeneous_convolution": (
+        lambda x, hidden, projection, bias: kernels.projected_inhomogeneous_convolution(
+            x, hidden, projection, bias, num_groups=2, kernel_size=(3, 2), dilation=(1, 2), impl="aten"
+        ),
+        lambda b, h, w: [(b, h, w, 4), (b, h, w, 3), (12, 3), (12,)],
+    ),
+    "window_attention": (
+        lambda q, k, v, bias: kernels.window_attention(q, k, v, window_size=4, shift=(1, 0), bias=bias, impl="aten"),
+        lambda b, h, w: [*[(b, h, w, 2, 3)] * 3, (2, 16, 16)],
+    ),
+    "neighborhood_attention": (
+        lambda q, k, v, bias: kernels.neighborhood_attention(
+            q, k, v, kernel_size=(3, 4), dilation=(2, 1), bias=bias, impl="aten"
+        ),
+        lambda b, h, w: [*[(b, h, w, 2, 3)] * 3, (2, 5, 7)],
+    ),
+    "local_mlp": (
+        lambda x, weight, bias: kernels.local_mlp(x, weight, bias, window_size=4, shift=(1, 0), impl="aten"),
+        lambda b, h, w: [(b, h, w, 4), (2, 16, 16), (2, 16)],
+    ),
+}
+
+
+def tensors(operator, batch=2, height=8, width=12):
+    return [torch.randn(shape) for shape in CALLS[operator][1](batch, height, width)]
+
+
+def results(function, values):
+    named = {f"argument {i}": t for i, t in enumerate(values)}
+    return output_and_gradients(
+        lambda **arguments: function(*arguments.values()), named, {}, torch.ones_like(values[0])
+    )
+
+
+def test_every_operator_is_tested():
+    assert set(CALLS) == set(kernels.OPERATORS)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_compiles_as_one_graph(operator):
+    torch.compiler.reset()
+    function, values = CALLS[operator][0], tensors(operator, height=7, width=5)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected, actual = results(function, values), results(compiled, values)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiles_to_machine_code():
+    torch.compiler.reset()
+    function, values = CALLS["inhomogeneous_convolution"][0], tensors("inhomogeneous_convolution", height=7, width=5)
+    compiled = torch.compile(function, fullgraph=True)
+    expected, actual = results(function, values), results(compiled, values)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *values):
+        return self.function(*values)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_exports_with_batch_and_size_left_open(operator):
+    function, shapes = CALLS[operator]
+    # the sizes that stand for B, H and W are told by their value, which no other axis has
+    dims = {11: torch.export.Dim("batch"), 13: torch.export.Dim("height"), 17: torch.export.Dim("width")}
+    values = tensors(operator, 11, 13, 17)
+    axes = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in shapes(11, 13, 17)]
+    module = torch.export.export(Function(function), tuple(values), dynamic_shapes=((*axes,),)).module()
+    for size in [(2, 8, 12), (1, 7, 5), (3, 2, 3), (2, 4, 4), (1, 1, 1), (2, 29, 3)]:
+        values = tensors(operator, *size)
+        torch.testing.assert_close(module(*values), function(*values))
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_checkpointing_changes_nothing(operator):
+    function, values = CALLS[operator][0], tensors(operator)
+    expected = results(function, values)
+    actual = results(lambda *v: checkpoint(function, *v, use_reentrant=False), values)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("node", "sizes"),
+    [
+        ("window_attention", ([4, 4], [1, 0])),
+        ("neighborhood_attention", ([3, 4], [2, 1])),
+        ("local_mlp", ([4, 4], [1, 0])),
+    ],
+)
+def test_nodes_of_an_exported_graph_are_well_formed(node, sizes):
+    first, second, *others, bias = tensors(node)
+    scale = (None,) if others else ()
+    for bias_or_none in (bias, None):
+        arguments = (first, second, *others, bias_or_none, *scale, "aten", *sizes)
+        torch.library.opcheck(getattr(torch.ops.localmix, node).default, arguments)

@@ -1,0 +1,30 @@
+"""The six mixers as modules [B, H, W, C] -> [B, H, W, C], and the two parts each is composed of.
+
+A mixer is a connectivity (`Sliding`, `Window`) plus a source of weights (`StaticKernel`, `HomogeneousKernel`,
+`InhomogeneousKernel`, `StaticWindow`, `DotProduct`). `Mixer` computes any such pair by the definition; the six named
+layers are six pairs with a fast operator of their own.
+"""
+
+from localmix.layers.attention import NeighborhoodAttention, WindowAttention
+from localmix.layers.connectivity import Sliding, Window
+from localmix.layers.convolution import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv
+from localmix.layers.local_mlp import LocalMLP
+from localmix.layers.mixer import Mixer
+from localmix.layers.source import DotProduct, HomogeneousKernel, InhomogeneousKernel, StaticKernel, StaticWindow
+
+__all__ = [
+    "DepthwiseConv",
+    "DotProduct",
+    "HomogeneousDynamicConv",
+    "HomogeneousKernel",
+    "InhomogeneousDynamicConv",
+    "InhomogeneousKernel",
+    "LocalMLP",
+    "Mixer",
+    "NeighborhoodAttention",
+    "Sliding",
+    "StaticKernel",
+    "StaticWindow",
+    "Window",
+    "WindowAttention",
+]

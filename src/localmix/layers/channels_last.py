@@ -1,0 +1,22 @@
+"""The two parts of a convolutional block that PyTorch has for channels-first maps only."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Pointwise(nn.Linear):
+    """1x1 convolution of a channels-last map, with the initialisation of `nn.Conv2d`.
+
+    A class of its own so that the networks can tell it from their linear layers, which start from a truncated normal.
+    """
+
+
+def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Applies a channels-first norm such as `nn.BatchNorm2d` to a channels-last map; no copy is made.
+
+    The norm stays PyTorch's own class, so that `nn.SyncBatchNorm.convert_sync_batchnorm` can replace it. It sees each
+    position as an image of one pixel: the strides are then known to an exported graph whatever the size of the map.
+    """
+    pixels = x.flatten(0, 2)[:, None, None].permute(0, 3, 1, 2)  # [B * H * W, C, 1, 1]
+    return norm(pixels).permute(0, 2, 3, 1).reshape(x.shape)

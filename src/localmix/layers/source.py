@@ -1,0 +1,158 @@
+"""Axes 2 and 3 as modules that a mixer holds: where its weights come from and over what they are shared.
+
+A source turns the map into what is mixed and the weights to mix it with:
+
+    source(x [B, H, W, C], connectivity) -> value [B, H, W, C], weight [B|1, H|1, W|1, G, K]
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from localmix import arguments
+from localmix.arguments import Size
+from localmix.functional import relative_position_bias
+from localmix.functional import weight as weights
+from localmix.layers.channels_last import Pointwise, batch_norm
+from localmix.layers.connectivity import Sliding, Window
+
+
+class StaticKernel(nn.Module):
+    """A parameter: one kernel per channel, shared over images and positions."""
+
+    def __init__(self, dim: int, *, kernel_size: Size) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, *arguments.pair("kernel_size", kernel_size)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start of `nn.Conv2d`: uniform within 1 / sqrt(K)."""
+        bound = self.weight[0].numel() ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
+        return x, weights.static(self.weight)
+
+
+class StaticWindow(nn.Module):
+    """A parameter: one matrix over the slots of a window per group of channels, shared over images and windows."""
+
+    def __init__(self, num_groups: int, *, window_size: Size) -> None:
+        super().__init__()
+        slots = math.prod(arguments.pair("window_size", window_size))
+        self.weight = nn.Parameter(torch.empty(num_groups, slots, slots))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start of `nn.Linear`: uniform within 1 / sqrt(N)."""
+        bound = self.weight.shape[2] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor, connectivity: Window) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[1:3]
+        shift = connectivity.shift_at(height, width)
+        return x, weights.static_in_window(self.weight, height, width, connectivity.window_size, shift=shift)
+
+
+class HomogeneousKernel(nn.Module):
+    """Global average pool, then C -> C / reduction, batch norm, ReLU, -> C * K: one kernel per image and channel."""
+
+    def __init__(self, dim: int, *, kernel_size: Size, reduction: int = 4) -> None:
+        super().__init__()
+        self.kernel_size = arguments.pair("kernel_size", kernel_size)
+        hidden = hidden_size(dim, reduction)
+        self.reduce = Pointwise(dim, hidden, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.expand = Pointwise(hidden, dim * math.prod(self.kernel_size))
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """[B, C, kh, kw]."""
+        hidden = self.reduce(x.mean((1, 2), keepdim=True))
+        hidden = F.relu(batch_norm(self.norm, hidden))
+        return self.expand(hidden).view(x.shape[0], x.shape[3], *self.kernel_size)
+
+    def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
+        return x, weights.homogeneous(self.kernels(x))
+
+
+class InhomogeneousKernel(nn.Module):
+    """At every position C -> C / reduction, batch norm, ReLU, -> G * K: one kernel per image, position and group."""
+
+    def __init__(self, dim: int, *, num_groups: int, num_taps: int, reduction: int = 4) -> None:
+        super().__init__()
+        self.num_groups = arguments.divides("num_groups", num_groups, "dim", dim)
+        hidden = hidden_size(dim, reduction)
+        self.reduce = Pointwise(dim, hidden)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.expand = Pointwise(hidden, num_groups * num_taps)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[B, H, W, C / reduction]: what `expand` makes the kernels of."""
+        return F.relu(batch_norm(self.norm, self.reduce(x)))
+
+    def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
+        kernels = self.expand(self.hidden(x)).unflatten(3, (self.num_groups, -1))  # [B, H, W, G, K]
+        return x, weights.inhomogeneous(kernels)
+
+
+class DotProduct(nn.Module):
+    """Softmax of dot products q . k over the neighborhood, plus a bias by distance; what is mixed is v."""
+
+    relative_position_bias_table: nn.Parameter | None
+
+    def __init__(
+        self, dim: int, *, num_heads: int, span: Size, qkv_bias: bool = True, relative_position_bias: bool = True
+    ) -> None:
+        """`span` is the size of the kernel or window: keys are less than that far away."""
+        super().__init__()
+        self.num_heads = arguments.divides("num_heads", num_heads, "dim", dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        height, width = arguments.pair("span", span)
+        self.relative_position_bias_table = (
+            nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1)) if relative_position_bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Swin's start: normal of deviation 0.02 truncated at 2, biases zero."""
+        for weight in (self.qkv.weight, self.relative_position_bias_table):
+            if weight is not None:
+                nn.init.trunc_normal_(weight, std=0.02)
+        if self.qkv.bias is not None:
+            nn.init.zeros_(self.qkv.bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each [B, H, W, heads, D]."""
+        query, key, value = self.qkv(x).unflatten(3, (3, self.num_heads, -1)).unbind(3)
+        return query, key, value
+
+    def window_bias(self, window_size: tuple[int, int]) -> Tensor | None:
+        """[heads, N, N], or None."""
+        table = self.relative_position_bias_table
+        return None if table is None else relative_position_bias(table, window_size)
+
+    def forward(self, x: Tensor, connectivity: Sliding | Window) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[1:3]
+        query, key, value = self.project(x)
+        if isinstance(connectivity, Window):
+            bias, size = self.window_bias(connectivity.window_size), connectivity.window_size
+            if bias is not None:
+                bias = weights.window_bias(bias, height, width, size, shift=connectivity.shift_at(height, width))
+        else:
+            bias, size = self.relative_position_bias_table, connectivity.kernel_size
+            if bias is not None:
+                bias = weights.neighborhood_bias(bias, height, width, size, dilation=connectivity.dilation)
+        neighborhood = connectivity.neighborhood(height, width, x.device)
+        return value.flatten(3), weights.pairwise(query, key, neighborhood, bias=bias)
+
+
+def hidden_size(dim: int, reduction: int) -> int:
+    """Channels between the two linear maps that predict kernels."""
+    arguments.positive("reduction", reduction)
+    if dim < reduction:
+        raise ValueError(f"reduction: expected at most dim = {dim}, got {reduction}")
+    return dim // reduction

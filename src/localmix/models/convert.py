@@ -1,0 +1,333 @@
+"""Published checkpoints as checkpoints of these networks: the authors' DWNets, and Swin's in either set of names.
+
+What a weight is called there and here stands in layouts.py. Nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from localmix import __version__
+from localmix.layers import Mixer
+from localmix.models.layouts import LAYOUTS, Layout, Weights
+
+PLAIN_VALUES: list[Callable | tuple[Callable, str]] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+"""Harmless stand-ins for the configuration that a training run stores next to the weights."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion has done."""
+
+    model: str
+    layout: str
+    num_classes: int
+    num_parameters: int
+    output: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output}: {self.model}, {self.num_parameters:,} parameters, {self.num_classes} classes, "
+            f"from a checkpoint of {self.layout}"
+        )
+
+
+def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = False, **options: Any) -> Report:
+    """Write the weights of a published checkpoint as a safetensors file of the network `model`.
+
+    Args:
+        checkpoint: of a layout in `LAYOUTS`, written by `torch.save` or as safetensors. Nothing in it can run code.
+        model: name of the network. Its number of classes is that of the checkpoint.
+        output: ends in ".safetensors". The file is there wholly or not at all; one that was there before is replaced.
+        config: write "config.json" next to it too, so that timm loads the folder as "local-dir:FOLDER".
+        options: further arguments of the network, such as `window_size`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the file is damaged, foreign or wants to run code, or its weights are not those of the network.
+        OSError: the output cannot be written.
+    """
+    # these import this module
+    from localmix.models import create_model
+    from localmix.models.hierarchy import Hierarchy
+
+    checkpoint, output = Path(checkpoint), Path(output)
+    if output.suffix != ".safetensors":
+        raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
+    weights = _unwrap(read_checkpoint(checkpoint))
+    layout = _layout_of(weights)
+    num_classes = _num_classes(weights, layout)
+    with torch.device("meta"):  # shapes are all that is needed
+        network = create_model(model, num_classes=num_classes, **options)
+    if not isinstance(network, Hierarchy):
+        raise ValueError(f"model: expected a network of localmix, got {model!r}")
+    converted = convert_state_dict(weights, network)
+
+    metadata = {
+        "format": "pt",
+        "architecture": model,
+        "num_classes": str(num_classes),
+        "model_args": json.dumps(options),
+        "source": layout.name,
+        "localmix": __version__,
+    }
+    tensors = {key: value.contiguous() for key, value in converted.items()}
+    _write(output, safetensors.torch.save(tensors, metadata=metadata))
+    if config:
+        description = _config(network, model, num_classes, options)
+        _write(output.with_name("config.json"), json.dumps(description, indent=2).encode())
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Report(model, layout.name, num_classes, num_parameters, output)
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a published checkpoint under the names and in the shapes of `model`, for `load_state_dict`.
+
+    Wrappers are taken off: {"model": ...}, {"state_dict": ...}, "module." and "_orig_mod." in front of every name.
+
+    Raises:
+        ValueError: unless every weight of the checkpoint has its place, every parameter and buffer of the model is set
+            and every shape is right; it lists all that is left over, missing and misshapen.
+    """
+    weights = _unwrap(state_dict)
+    return _convert(weights, _layout_of(weights), model)
+
+
+def checkpoint_filter(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """What timm calls between reading pretrained weights and loading them: `convert_state_dict`, with two freedoms.
+
+    timm itself leaves out a classifier that does not fit, and adapts the first convolution to another number of input
+    channels: these two may differ here. Since timm then ignores whatever else does not fit, all of it is refused here.
+    """
+    weights = _unwrap(state_dict)
+    return _convert(weights, _layout_of(weights), model, adaptable=("head.fc.", "patch_embed.proj.weight"))
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a file that `torch.save` or safetensors has written, on the CPU; nothing in it can run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or foreign, or wants to run code.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    try:
+        if head[8:] == b"{":  # the length of the header, then the header
+            return safetensors.torch.load_file(path)
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"wrong checksum of {damaged}")
+        with torch.serialization.safe_globals(PLAIN_VALUES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about the file is either harmless or an error
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise ValueError(
+                f"checkpoint: {path} asks for {wanted[1]}, which could run code: refused, and nothing in it has been "
+                "run; a checkpoint may hold tensors and plain values only"
+            ) from error
+        raise ValueError(
+            f"checkpoint: {path} is damaged, or holds more than tensors and plain values: refused, and nothing in it "
+            "has been run"
+        ) from error
+    except Exception as error:
+        cause = str(error).split(". ")[0] or "it ends too early"
+        raise ValueError(f"checkpoint: {path} is truncated, damaged or not a checkpoint ({cause})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"checkpoint: expected {path} to hold a dictionary of tensors, got {type(content).__name__}")
+    return content
+
+
+def _unwrap(state_dict: Mapping[str, Any]) -> Weights:
+    """The weights by name, without what training has put around them."""
+    if not all(isinstance(key, str) for key in state_dict):
+        raise ValueError(f"checkpoint: expected names, got keys such as {list(state_dict)[:5]}")
+    for wrapper in ("model", "state_dict"):
+        inner = state_dict.get(wrapper)
+        if isinstance(inner, Mapping):
+            return _unwrap(inner)
+    for prefix in ("module.", "_orig_mod."):
+        if state_dict and all(key.startswith(prefix) for key in state_dict):
+            return _unwrap({key.removeprefix(prefix): value for key, value in state_dict.items()})
+    return dict(state_dict)
+
+
+def _layout_of(weights: Weights) -> Layout:
+    for layout in LAYOUTS:
+        if layout.fits(weights):
+            return layout
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    names = ", ".join(map(repr, list(weights)[:5])) or "no names at all"
+    raise ValueError(f"checkpoint: expected one of these layouts: {known}; got names such as {names}")
+
+
+def _num_classes(weights: Weights, layout: Layout) -> int:
+    """Outputs of the classifier; 0 if there is none."""
+    for key, value in weights.items():
+        if layout.place(key)[1] in ("head.fc.weight", "head.fc.bias") and getattr(value, "ndim", 0):
+            return value.shape[0]
+    return 0
+
+
+def _convert(
+    weights: Weights, layout: Layout, model: nn.Module, *, adaptable: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """`convert_state_dict`; keys that begin with one of `adaptable` may be left over, missing and misshapen."""
+    expected = model.state_dict()
+    converted: dict[str, Tensor] = {}
+    left_over: list[tuple[str, str]] = []
+    misshapen: list[tuple[str, str]] = []
+    windows: set[int | None] = set()
+    for key, value in weights.items():
+        row, target = layout.place(key)
+        if row is not None and target is None:
+            continue
+        if target is None or not isinstance(value, Tensor) or target in converted:
+            left_over.append((key, "" if isinstance(value, Tensor) else f" ({type(value).__name__}, not a tensor)"))
+        elif target not in expected:
+            if not target.startswith(adaptable):
+                left_over.append((key, ""))
+        else:
+            like = expected[target]
+            changed = value if row is None else row.change(value, tuple(like.shape))
+            if not _alike(changed, like) and not target.startswith(adaptable):
+                place = "" if target == key else f" as {target}"
+                misshapen.append((key, f": expected {_described(like)}{place}, got {_described(value)}"))
+                if target.endswith("relative_position_bias_table"):
+                    windows.add(_window_of(value))
+            converted[target] = changed
+    missing = [(key, "") for key in expected if key not in converted and not key.startswith(adaptable)]
+    other_mixer = layout.mixer is not None and _mixers(model) != {layout.mixer}
+    if not (left_over or missing or misshapen or other_mixer):
+        return converted
+
+    name = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+    lines = [f"checkpoint: expected the weights of {name}, got those of {_network_of(weights, layout)}"]
+    if len(windows) == 1 and None not in windows:
+        lines.append(
+            f"its tables of relative positions are those of windows of {windows.pop()}: give the network window_size="
+        )
+    elif windows:
+        lines.append("its tables of relative positions are those of other windows: see window_size= of the network")
+    for title, entries in (("left over", left_over), ("missing", missing), ("misshapen", misshapen)):
+        if entries:
+            lines += [f"{title} ({len(entries)}):", *(f"  {line}" for line in _collected(entries))]
+    raise ValueError("\n".join(lines))
+
+
+def _alike(value: Tensor, like: Tensor) -> bool:
+    return value.shape == like.shape and value.is_floating_point() == like.is_floating_point()
+
+
+def _described(value: Tensor) -> str:
+    kind = "" if value.is_floating_point() else f"{value.dtype} "
+    return f"{kind}{list(value.shape)}".replace("torch.", "")
+
+
+def _mixers(model: nn.Module) -> set[type[Mixer]]:
+    return {type(module) for module in model.modules() if isinstance(module, Mixer)}
+
+
+def _window_of(table: Tensor) -> int | None:
+    """Side of the square window that a table of relative positions belongs to; None if it is of no square window."""
+    entries = table.shape[0] if table.ndim == 2 else math.prod(table.shape[1:])
+    side = math.isqrt(entries)
+    return (side + 1) // 2 if side**2 == entries and side % 2 else None
+
+
+def _network_of(weights: Weights, layout: Layout) -> str:
+    """What the checkpoint belongs to, in words: the name of a network here if one has its width and depths."""
+    from localmix.models.registry import SIZES  # it imports this module
+
+    depths: dict[int, int] = {}
+    for key in weights:
+        match = re.match(r"(?:layers|stages)\.(\d+)\.blocks\.(\d+)\.", key)
+        if match:
+            stage, block = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    shape = getattr(weights.get("patch_embed.proj.weight"), "shape", ())
+    found = {
+        "embed_dim": shape[0] if shape else None,
+        "depths": tuple(depths[stage] for stage in sorted(depths)),
+        "patch_size": shape[-1] if shape else None,
+    }
+    size = next((size for size, sizes in SIZES.items() if sizes == found), None)
+    if size and layout.network:
+        return f"{layout.network}_{size} ({layout.name})"
+    return f"{layout.name} with " + ", ".join(f"{key}={value}" for key, value in found.items())
+
+
+def _collected(entries: list[tuple[str, str]]) -> list[str]:
+    """One line for the same weight of neighboring blocks: "layers.2.blocks.0-5.norm1.bias"."""
+    lines: dict[tuple[str, str, str], list[int]] = {}
+    for key, note in entries:
+        before, block, after = re.findall(r"\A(?:(.*?\.blocks\.)(\d+))?(.*)\Z", key, re.DOTALL)[0]
+        # the block stands in the note too if that names what the weight is here
+        note = re.sub(r"(\.blocks\.)\d+", r"\1#", note)
+        lines.setdefault((before, after, note), []).append(int(block or -1))
+    return [
+        f"{before}{','.join(_runs(blocks)) if before else ''}{after}{note}"
+        for (before, after, note), blocks in lines.items()
+    ]
+
+
+def _runs(numbers: list[int]) -> list[str]:
+    """[0, 1, 2, 5] as ["0-2", "5"]."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+
+
+def _config(network: Any, model: str, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What timm reads from the "config.json" of a folder."""
+    pretrained_cfg = {key: value for key, value in network.pretrained_cfg.items() if value not in (None, "")}
+    return {
+        "architecture": model,
+        "num_classes": num_classes,
+        "num_features": network.num_features,
+        "global_pool": network.global_pool,
+        "model_args": options,
+        "pretrained_cfg": {**pretrained_cfg, "num_classes": num_classes},
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace the file at `path`, wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, for the replacement to be atomic
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        kept = "; the file that was there before is kept" if path.is_file() else ""
+        raise OSError(error.errno, f"{error.strerror} while writing{kept}", str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,134 @@
+"""The command line. Arguments are declared here; the modules that do the work are loaded when a command runs.
+
+So `localmix --help` answers without waiting for PyTorch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from localmix import __version__
+from localmix.axes import MIXERS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit status: 0 done, 2 a wrong request, 130 interrupted."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        message = _message(error)
+        if args.traceback or message is None:
+            raise
+        print(f"localmix: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="localmix", description="Local attention and dynamic depth-wise convolution: one equation, six mixers."
+    )
+    parser.add_argument("--version", action="version", version=f"localmix {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, summary, add_arguments, run in (
+        ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
+        ("predict", "classify images with a trained network", _add_predict, _predict),
+        ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
+        ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
+    ):
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", default="fashion_mnist", metavar="DATA", help=_DATA_HELP)
+    add("--data-root", metavar="DIR", help="where a named data set lies")
+    add("--download", action="store_true", help="fetch a named data set that is not there")
+    add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
+    nets = parser.add_mutually_exclusive_group()
+    nets.add_argument("--mixers", nargs="+", metavar="MIXER", help=f"among {', '.join(MIXERS)} (all)")
+    nets.add_argument("--models", nargs="+", metavar="MODEL", help="networks by their timm names, instead of --mixers")
+    add("--size", default="nano", metavar="SIZE", help="nano, tiny, small or base networks (%(default)s)")
+    add("--img-size", type=int, metavar="PIXELS", help="side of the images the networks see (28 embedded, 64 folders)")
+    add("--epochs", type=int, metavar="N", help="(2 for the embedded images, else 10)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="several give a standard deviation (0)")
+    add("--batch-size", type=int, default=32, metavar="N", help="(%(default)s)")
+    add("--lr", type=float, default=2e-3, metavar="RATE", help="learning rate after the warm-up (%(default)s)")
+    add("--weight-decay", type=float, default=0.05, metavar="RATE", help="(%(default)s)")
+    add("--drop-path-rate", type=float, default=0.0, metavar="RATE", help="(%(default)s)")
+    add("--augment", action=argparse.BooleanOptionalAction, help="crops and flips (on, but for the embedded images)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
+    add("--processes", type=int, metavar="N", help="runs that train at a time (one per CPU core, one on a GPU)")
+    add("--workers", type=int, metavar="N", help="processes that decode images for a run (its share of the cores)")
+    add("--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="to write or go on in (%(default)s)")
+
+
+_DATA_HELP = """fashion_mnist (embedded, the default); a folder DIR/train/CLASS/*, DIR/val/CLASS/*; a folder of class
+folders; or a data set as timm names it, such as torchvision/cifar10"""
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if args.processes != 1:
+        from localmix.tasks.parallel import prepare
+
+        prepare()
+    from localmix.reports.compare import compare
+
+    compare(**{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
+    return 0
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="written by `localmix compare`")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from localmix.reports.predict import predict
+
+    return predict(args.checkpoint, args.images, top=args.top)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="such as window_attention")
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from localmix.reports.explain import explain
+
+    print(explain(args.name))
+    return 0
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the network it belongs to, as timm names it")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from localmix.models.convert import convert_file
+
+    print(convert_file(args.checkpoint, model=args.model, output=args.output))
+    return 0
+
+
+def _message(error: ValueError | OSError | ImportError) -> str | None:
+    """What the user reads, or None for an error that is a defect of localmix."""
+    if isinstance(error, ImportError):
+        package = (error.name or "").split(".")[0]
+        if not isinstance(error, ModuleNotFoundError) or package in ("", "localmix"):
+            return None
+        # What localmix always needs was installed with it, so what is missing belongs to the extra.
+        return f'{package} is not installed: pip install "localmix[train]"'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error)

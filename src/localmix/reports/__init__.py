@@ -1,0 +1,1 @@
+"""Measurements of networks: cost, comparison, explanation. Imported by nothing below the command line."""

@@ -1,0 +1,93 @@
+"""Where a mixer or a network stands on the axes of the paper, its shapes and its cost, as text."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import timm
+import torch
+from torch import Tensor
+
+from localmix import kernels
+from localmix.axes import MIXERS, MixerRow
+from localmix.layers import Mixer
+from localmix.models import NAMES, Hierarchy
+from localmix.reports.cost import cost_by_module
+
+
+def explain(name: str) -> str:
+    """Text on a mixer (by the name of its function or layer) or on a network of localmix.
+
+    A mixer is shown in the stages of its tiny network.
+
+    Raises:
+        ValueError: neither a mixer nor a network; the nearest names are shown.
+
+    >>> print(explain("local_mlp").splitlines()[0])
+    local MLP: local_mlp, LocalMLP, networks localmlp_*
+    """
+    row = next((row for row in MIXERS.values() if name in (row.function, row.layer)), None)
+    network = name
+    if row is not None:
+        network = f"{row.network}_tiny"
+    elif name in NAMES:
+        row = next(row for row in MIXERS.values() if row.network == name.rsplit("_", 1)[0])
+    else:
+        known = [*MIXERS, *(row.layer for row in MIXERS.values()), *NAMES]
+        nearest = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else f"mixers are {', '.join(MIXERS)}"
+        raise ValueError(f"name: expected a mixer or a network, got {name!r}; {hint}")
+    return f"{_axes(row)}\n\n{_stages(network)}"
+
+
+def _axes(row: MixerRow) -> str:
+    lines = [f"{row.title}: {row.function}, {row.layer}, networks {row.network}_*", "", f"  {row.equation}", ""]
+    facts = {
+        "connectivity": row.connectivity.value,
+        "shared over positions": row.sharing_positions.value,
+        "shared over channels": row.sharing_channels.value,
+        "weights come from": row.dynamics.value,
+        "weight": f"{row.weight} in y[b,p,c] = sum_k weight[b,p,g(c),k] x[b,N(p,k),c]",
+        "kernel used here": kernels.choose(row.function),
+    }
+    width = max(map(len, facts))
+    return "\n".join([*lines, *(f"  {fact:{width}}  {value}" for fact, value in facts.items())])
+
+
+def _stages(network: str) -> str:
+    with torch.device("meta"):
+        model = timm.create_model(network)
+    assert isinstance(model, Hierarchy)
+    model.eval()  # a batch norm behind a global pool has one value per image
+    size = model.pretrained_cfg["input_size"][1:]
+    costs = cost_by_module(model, size)
+    image = torch.empty(1, model.in_chans, *size, device="meta")
+    maps = model.forward_intermediates(image, output_fmt="NHWC", intermediates_only=True)
+    header = ("stage", "blocks", "map", "channels", "weight of one mixer", "its params", "its MACs", "params", "MACs")
+    rows = [header]
+    for index, x in enumerate(maps):
+        assert isinstance(x, Tensor)
+        mixers = [module for module in model.stages[index].modules() if isinstance(module, Mixer)]
+        _, weight = mixers[0].source(torch.empty_like(x), mixers[0].connectivity)
+        one, whole = costs[f"stages.{index}.blocks.0.mixer"], costs[f"stages.{index}"]
+        rows.append(
+            (
+                str(index + 1),
+                str(len(mixers)),
+                f"{x.shape[1]} x {x.shape[2]}",
+                str(x.shape[3]),
+                str(list(weight.shape)),
+                *map(_short, (one.parameters, one.macs, whole.parameters, whole.macs)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = "\n".join("  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+    total = f"{_short(costs[''].parameters)} parameters, {_short(costs[''].macs)} MACs"
+    return f"{network} at {size[0]} x {size[1]}: {total}\n\n{table}"
+
+
+def _short(count: int) -> str:
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3f}{unit}"
+    return str(count)

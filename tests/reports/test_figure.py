@@ -1,0 +1,47 @@
+import itertools
+
+import pytest
+from matplotlib.figure import Figure
+
+from localmix.axes import MIXERS
+from localmix.reports.figure import draw
+
+
+def rows(top1, std):
+    return [
+        {
+            "title": mixer.title,
+            "connectivity": mixer.connectivity.value,
+            "dynamics": mixer.dynamics.name.lower(),
+            "top1_mean": top1 + shift,
+            "top1_std": std,
+            "macs": macs,
+            "inference_images_per_second": speed,
+        }
+        for mixer, shift, macs, speed in zip(
+            MIXERS.values(),
+            (0.0, 0.002, -0.001, 0.001, 0.0, -0.002),
+            (13.8e6, 13.9e6, 20e6, 21e6, 21e6, 13.8e6),
+            (2690, 1458, 631, 997, 917, 1658),
+            strict=True,
+        )
+    ]
+
+
+@pytest.mark.parametrize("std", [None, 0.004])
+def test_labels_overlap_neither_each_other_nor_the_points(tmp_path, monkeypatch, std):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    draw(rows(0.85, std), tmp_path / "figure.png", title="title", note="note")
+    for axes in figures[0].axes:
+        labels = [text.get_window_extent() for text in axes.texts]
+        assert len(labels) == 6
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
+        points = [
+            line.get_transform().transform(line.get_xydata())[0] for line in axes.lines if line.get_marker() in "os"
+        ]
+        assert len(points) >= 6
+        assert not any(label.contains(*point) for label in labels for point in points)
+        inside = axes.get_window_extent()
+        assert all(inside.x0 <= b.x0 and b.x1 <= inside.x1 and inside.y0 <= b.y0 and b.y1 <= inside.y1 for b in labels)

@@ -1,0 +1,94 @@
+import subprocess
+import sys
+import types
+
+import pytest
+
+import localmix
+from localmix.cli import main
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Puts a function in the place of the one that `localmix explain` calls."""
+
+    def replace(explain):
+        module = types.ModuleType("localmix.reports.explain")
+        vars(module)["explain"] = explain
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    return replace
+
+
+def raising(error):
+    def explain(name):
+        raise error
+
+    return explain
+
+
+def test_worker_gets_the_arguments_and_its_text_is_printed(worker, capsys):
+    worker(lambda name: f"about {name}")
+    assert main(["explain", "local_mlp"]) == 0
+    assert capsys.readouterr().out == "about local_mlp\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("name: expected a mixer, got 'x'"), "name: expected a mixer, got 'x'"),
+        (FileNotFoundError(2, "No such file or directory", "x.pth"), "No such file or directory: x.pth"),
+        (OSError("cannot identify image file"), "cannot identify image file"),
+        (
+            ModuleNotFoundError("No module named 'lightning'", name="lightning.pytorch"),
+            'lightning is not installed: pip install "localmix[train]"',
+        ),
+    ],
+)
+def test_error_is_told_without_a_traceback(worker, capsys, error, line):
+    worker(raising(error))
+    assert main(["explain", "x"]) == 2
+    assert capsys.readouterr().err == f"localmix: error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("typo", name="localmix.layer"), ImportError("typo"), KeyError(1)]
+)
+def test_defect_keeps_its_traceback(worker, error):
+    worker(raising(error))
+    with pytest.raises(type(error)) as caught:
+        main(["explain", "x"])
+    assert caught.value is error
+
+
+def test_traceback_on_request(worker):
+    worker(raising(ValueError("why")))
+    with pytest.raises(ValueError, match="why"):
+        main(["--traceback", "explain", "x"])
+
+
+def test_interrupt_is_quiet(worker, capsys):
+    worker(raising(KeyboardInterrupt()))
+    assert main(["explain", "x"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["explain"], ["train"], ["convert", "a.pth"]])
+def test_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: localmix")
+
+
+@pytest.mark.parametrize("command", ["compare", "predict", "explain", "convert"])
+def test_every_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: localmix {command}")
+
+
+def test_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "localmix", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"localmix {localmix.__version__}\n"

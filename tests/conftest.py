@@ -5,6 +5,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    """A test draws the same numbers whichever ran before it, in whichever process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def poisoned_memory(monkeypatch):
     """Memory that nothing has written holds NaN, as it may on any other day."""

@@ -1,3 +1,8 @@
+import os
+
+# Where a test names impl="triton" its kernels run on the CPU, in Triton's interpreter. Before Triton is loaded.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
 

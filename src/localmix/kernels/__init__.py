@@ -2,6 +2,7 @@
 
     impl="auto"       the first implementation in `IMPLEMENTATIONS` that can serve the call
     impl="native"     CPU kernels, compiled when the package was installed
+    impl="triton"     GPU kernels, compiled on first use
     impl="aten"       plain PyTorch operators that allocate no K copies of the input
     impl="reference"  the definition in `localmix.functional`
 
@@ -21,10 +22,14 @@ from torch import Tensor
 
 from localmix import arguments, functional
 from localmix.arguments import Size
-from localmix.kernels import aten, native
+from localmix.kernels import aten, native, triton
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "aten": aten, "reference": functional}
-"""All implementations, the preferred ones first. One that cannot serve every call has a function `refusal`."""
+IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "triton": triton, "aten": aten, "reference": functional}
+"""All implementations, the preferred ones first.
+
+One that cannot serve every call has a function `refusal(x, named)`: why not, or None. `named` tells a call with that
+`impl` from one with "auto".
+"""
 
 OPERATORS = (
     "depthwise_convolution",
@@ -52,20 +57,20 @@ def choose(operator: str, impl: str = "auto", x: Tensor | None = None) -> str:
     arguments.choice("impl", impl, ("auto", *IMPLEMENTATIONS))
     reason = None
     for name in _auto if impl == "auto" else (impl,):
-        reason = _refusal(name, operator, x)
+        reason = _refusal(name, operator, x, impl == name)
         if reason is None:
             return name
     raise ValueError(f"impl: expected an implementation of {operator}, got {impl!r}: {reason}")
 
 
-def _refusal(name: str, operator: str, x: Tensor | None) -> str | None:
+def _refusal(name: str, operator: str, x: Tensor | None, named: bool) -> str | None:
     """Why an implementation cannot serve the call; None if it can."""
     implementation = IMPLEMENTATIONS[name]
     if not hasattr(implementation, operator):
         return "it has none"
     if not hasattr(implementation, "refusal"):
         return None
-    return implementation.refusal(torch.empty(0) if x is None else x)
+    return implementation.refusal(torch.empty(0) if x is None else x, named)
 
 
 @contextmanager
@@ -90,7 +95,7 @@ def table() -> str:
     """What "auto" takes for each operator on this machine, and what else there is: a line each."""
     lines = []
     for operator in OPERATORS:
-        have = [name for name in _auto if _refusal(name, operator, None) is None]
+        have = [name for name in _auto if _refusal(name, operator, None, False) is None]
         lines.append(f"{operator:38}{have[0]:12}(also {', '.join(have[1:])})")
     return "\n".join(lines)
 

@@ -27,8 +27,8 @@ MISSING = None if _FILE else "the kernels were not compiled: there was no C++ co
 _FORWARD, _BACKWARD_X, _BACKWARD_WEIGHT = range(3)
 
 
-def refusal(x: Tensor) -> str | None:
-    """Why the kernels cannot serve a call on x; None if they can."""
+def refusal(x: Tensor, named: bool) -> str | None:
+    """Why the kernels cannot serve a call on x, named or not; None if they can."""
     if x.device.type != "cpu":
         return f"it runs on the CPU and x is on {x.device}"
     if x.dtype not in _TYPES:

@@ -1,0 +1,70 @@
+"""Triton kernels for the GPU: float32, bfloat16 and float16, sums in float32.
+
+Triton and the kernels are loaded by the first call. With `TRITON_INTERPRET=1` in the environment the kernels run on CPU
+tensors too, in Triton's interpreter: slow, for tests, and so only where `impl="triton"` is named.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed"
+"""Why there are no kernels; None if there are."""
+
+
+def refusal(x: Tensor, named: bool) -> str | None:
+    """Why the kernels cannot serve a call on x; None if they can. `named` tells a call that names them."""
+    if x.device.type != "cuda" and not (named and x.device.type == "cpu" and _is_interpreted()):
+        return f"it runs on GPUs and x is on {x.device}"
+    if x.dtype not in _TYPES:
+        return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
+    if torch.compiler.is_exporting():
+        return "an exported graph holds PyTorch's own operators"
+    return MISSING
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "y", "yes", "on", "true")
+
+
+def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    from localmix.kernels.triton import shared_weight
+
+    return shared_weight.depthwise_convolution(x, weight, bias, dilation=dilation)
+
+
+def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    from localmix.kernels.triton import shared_weight
+
+    return shared_weight.homogeneous_convolution(x, weight, bias, dilation=dilation)
+
+
+def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
+    from localmix.kernels.triton import local_weight
+
+    return local_weight.inhomogeneous_convolution(x, weight, kernel_size=kernel_size, dilation=dilation)
+
+
+def projected_inhomogeneous_convolution(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    projection_bias: Tensor | None,
+    *,
+    kernel_size: Pair,
+    num_groups: int,
+    dilation: Pair,
+) -> Tensor:
+    from localmix.kernels.triton import local_weight
+
+    return local_weight.projected_inhomogeneous_convolution(
+        x, hidden, projection, projection_bias, kernel_size=kernel_size, num_groups=num_groups, dilation=dilation
+    )

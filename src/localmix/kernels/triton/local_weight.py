@@ -1,0 +1,400 @@
+"""Inhomogeneous dynamic convolution in Triton, plain and projected: launches and autograd rules.
+
+No gradient is summed by atomic additions: each program sums its share, and the shares are summed in one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from localmix.kernels.triton import local_weight_kernels as kernels
+from localmix.kernels.triton import tuning
+
+Pair = tuple[int, int]
+Tile = tuple[int, ...]
+
+_SMALLEST_FACTOR = 16
+"""Sides of the factors of a matrix product are at least that long on a matrix unit."""
+
+_MOST_SHARES = 64
+
+
+def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.triton_local_weight(x, weight, kernel_size, dilation)
+
+
+def projected_inhomogeneous_convolution(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    projection_bias: Tensor | None,
+    *,
+    kernel_size: Pair,
+    num_groups: int,
+    dilation: Pair,
+) -> Tensor:
+    operator = torch.ops.localmix.triton_projected_local_weight
+    return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
+
+
+@torch.library.custom_op("localmix::triton_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
+    return _run_apply(x, weight, kernel_size, dilation, transposed=False)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::triton_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight; an empty tensor for one that is not needed."""
+    of_x, of_weight = x.new_empty(0), x.new_empty(0)
+    if needed[0]:
+        of_x = _run_apply(gradient, weight, kernel_size, dilation, transposed=True)
+    if needed[1]:
+        of_weight = torch.empty_like(weight)
+        _run_weight_gradient(gradient, x, of_weight, kernel_size, dilation)
+    return of_x, of_weight
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else x.new_empty(0)
+    return of_x, torch.empty_like(weight) if needed[1] else x.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.kernel_size, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:2]
+    of_x, of_weight = _backward(gradient, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation, needed)
+    return of_x if needed[0] else None, of_weight if needed[1] else None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    gradient, x, weight, ctx.kernel_size, ctx.dilation, ctx.needed = inputs
+    ctx.save_for_backward(gradient, x, weight)
+
+
+def _gradients_of_gradients(ctx: Any, of_of_x: Tensor, of_of_weight: Tensor) -> tuple[Tensor | None, ...]:
+    """The sum is linear in x and in weight, so its second derivatives are the same three sums again."""
+    gradient, x, weight = ctx.saved_tensors
+    sizes = (ctx.kernel_size, ctx.dilation)
+    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
+    if ctx.needed[0]:
+        of_gradient = of_gradient + _forward(of_of_x, weight, *sizes)
+        of_weight = _backward(gradient, of_of_x, weight, *sizes, (False, True))[1]
+    if ctx.needed[1]:
+        of_gradient = of_gradient + _forward(x, of_of_weight, *sizes)
+        of_x = _backward(gradient, x, of_of_weight, *sizes, (True, False))[0]
+    return of_gradient, of_x, of_weight, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+
+
+@torch.library.custom_op("localmix::triton_projected_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+def _projected_forward(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`_forward` with weights [B, H, W, G * K] = hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
+    return _run_apply(x, (hidden, projection, bias, num_groups), kernel_size, dilation, transposed=False)
+
+
+@_projected_forward.register_fake
+def _(
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(
+    "localmix::triton_projected_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda")
+)
+def _projected_backward(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden, projection and bias, empty where not needed; the weights are made again."""
+    of_x, of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(4))
+    if needed[0]:
+        of_x = _run_apply(gradient, (hidden, projection, bias, num_groups), kernel_size, dilation, transposed=True)
+    if needed[1]:
+        of_hidden = _run_hidden_gradient(gradient, x, hidden, projection, num_groups, kernel_size, dilation)
+    if needed[2] or needed[3]:
+        sums = _run_projection_gradient(gradient, x, hidden, projection, num_groups, kernel_size, dilation)
+        of_projection, of_bias = (s if n else x.new_empty(0) for s, n in zip(sums, needed[2:], strict=True))
+    return of_x, of_hidden, of_projection, of_bias
+
+
+@_projected_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_x, of_hidden, of_projection, of_bias = (
+        x.new_empty(shape if n else (0,))
+        for n, shape in zip(needed, (x.shape, hidden.shape, projection.shape, projection.shape[:1]), strict=True)
+    )
+    return of_x, of_hidden, of_projection, of_bias
+
+
+def _save_projected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.num_groups, ctx.kernel_size, ctx.dilation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _projected_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, sizes, needed = ctx.saved_tensors, (ctx.kernel_size, ctx.dilation), ctx.needs_input_grad[:4]
+    if torch.is_grad_enabled():
+        # for second derivatives: the same by operators that have them, the weights in memory after all
+        x, hidden, projection, bias = tensors
+        weight = hidden @ projection.t() if bias is None else hidden @ projection.t() + bias
+        of_x, of_weight = _backward(gradient, x, weight.unflatten(3, (ctx.num_groups, -1)), *sizes, (True, True))
+        of_taps = of_weight.flatten(3)
+        of_projection = of_taps.flatten(0, 2).t() @ hidden.flatten(0, 2)
+        gradients = (of_x, of_taps @ projection, of_projection, of_taps.sum((0, 1, 2)))
+    else:
+        gradients = _projected_backward(gradient, *tensors, ctx.num_groups, *sizes, needed)
+    return *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None, None
+
+
+_projected_forward.register_autograd(_projected_gradients, setup_context=_save_projected)
+
+
+def _run_apply(
+    x: Tensor,
+    weight: Tensor | tuple[Tensor, Tensor, Tensor | None, int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    transposed: bool,
+) -> Tensor:
+    """Weights are [B, H, W, G, K], or (hidden, projection, bias, groups) to make them of."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if not y.numel():
+        return y
+    batch, height, width, channels = x.shape
+    if isinstance(weight, Tensor):
+        groups, rank = weight.shape[3], 0
+        operands, strides, has_bias = (weight, weight, weight, weight), weight.stride(), False
+    else:
+        hidden, projection, bias, groups = weight
+        rank, has_bias = hidden.shape[3], bias is not None
+        hidden, projection = hidden.contiguous(), projection.contiguous()
+        operands = (hidden, hidden, projection, hidden if bias is None else bias.contiguous())
+        strides = (0, 0, 0, 0, 0)
+    dim = channels // groups
+
+    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
+        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
+        blocks_g, blocks_d = triton.cdiv(groups, block_g), triton.cdiv(dim, block_d)
+        tuning.launch(
+            kernels.apply,
+            batch * tiles_h * tiles_w * blocks_g * blocks_d,
+            (x, y, *operands, height, width, tiles_h, tiles_w, blocks_g, blocks_d, *_before(kernel, dilation)),
+            strides,
+            (
+                *(groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x)),
+                *(tile_h, tile_w, block_g, block_d, _block_of_rank(rank)),
+            ),
+            warps,
+        )
+
+    name = "projected_local_weight" if rank else "local_weight"
+    problem = (x.shape, (groups, rank, transposed), kernel, dilation)
+    run(*tuning.choose(name, problem, _tiles(x, groups, bool(rank)), run, x))
+    return y
+
+
+def _run_weight_gradient(
+    gradient: Tensor, x: Tensor, of_weight: Tensor, kernel: Sequence[int], dilation: Sequence[int]
+) -> None:
+    if not of_weight.numel():
+        return
+    gradient, x = gradient.contiguous(), x.contiguous()
+    batch, height, width, channels = x.shape
+    groups = of_weight.shape[3]
+
+    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
+        tiles_h, tiles_w, blocks_g = (
+            triton.cdiv(height, tile_h),
+            triton.cdiv(width, tile_w),
+            triton.cdiv(groups, block_g),
+        )
+        tuning.launch(
+            kernels.weight_gradient,
+            batch * tiles_h * tiles_w * blocks_g,
+            (gradient, x, of_weight, height, width, tiles_h, tiles_w, blocks_g, *_before(kernel, dilation)),
+            of_weight.stride(),
+            (groups, channels // groups, *kernel, *dilation, tile_h, tile_w, block_g, block_d),
+            warps,
+        )
+
+    candidates = _tiles(x, groups, False)
+    run(*tuning.choose("local_weight_gradient", (x.shape, (groups,), kernel, dilation), candidates, run, x))
+
+
+def _run_hidden_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    groups: int,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    if not of_hidden.numel():
+        return of_hidden
+    gradient, x, projection = gradient.contiguous(), x.contiguous(), projection.contiguous()
+    batch, height, width, channels = x.shape
+    rank, block_r = hidden.shape[3], _block_of_rank(hidden.shape[3])
+
+    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
+        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
+        blocks_g, blocks_r = triton.cdiv(groups, block_g), triton.cdiv(rank, block_r)
+        tuning.launch(
+            kernels.hidden_gradient,
+            batch * tiles_h * tiles_w * blocks_r,
+            (gradient, x, projection, of_hidden, height, width, tiles_h, tiles_w, blocks_g, blocks_r),
+            _before(kernel, dilation),
+            (
+                *(groups, channels // groups, rank, *kernel, *dilation, *_products_of(x)),
+                *(tile_h, tile_w, block_g, block_d, block_r),
+            ),
+            warps,
+        )
+
+    problem = (x.shape, (groups, rank), kernel, dilation)
+    run(*tuning.choose("projected_local_weight_hidden", problem, _tiles(x, groups, True), run, x))
+    return of_hidden
+
+
+def _run_projection_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    projection: Tensor,
+    groups: int,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of projection and of its bias."""
+    lines, rank = projection.shape
+    if not x.numel():
+        return x.new_zeros(lines, rank), x.new_zeros(lines)
+    gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
+    batch, height, width, channels = x.shape
+    block_r = _block_of_rank(rank)
+
+    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
+        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
+        blocks_g, blocks_r = triton.cdiv(groups, block_g), triton.cdiv(rank, block_r)
+        tiles = batch * tiles_h * tiles_w
+        # the sums of the shares are no more numbers than x has
+        shares = max(1, min(tiles, _MOST_SHARES, x.numel() // (lines * (rank + 1))))
+        # and those of a program fit the registers
+        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r)))
+        partial = x.new_empty((shares, lines, rank), dtype=torch.float32)
+        partial_of_bias = x.new_empty((shares, lines), dtype=torch.float32)
+        tuning.launch(
+            kernels.projection_gradient,
+            shares * triton.cdiv(kernel[0] * kernel[1], taps) * blocks_g * blocks_r,
+            (gradient, x, hidden, partial, partial_of_bias, height, width, tiles_h, tiles_w, blocks_g, blocks_r),
+            (shares, tiles, *_before(kernel, dilation)),
+            (
+                *(groups, channels // groups, rank, *kernel, *dilation, *_products_of(x), taps),
+                *(tile_h, tile_w, block_g, block_d, block_r),
+            ),
+            warps,
+            stages=1,
+        )
+        return partial, partial_of_bias
+
+    problem = (x.shape, (groups, rank), kernel, dilation)
+    partial, partial_of_bias = run(
+        *tuning.choose("projected_local_weight_projection", problem, _tiles(x, groups, True), run, x)
+    )
+    return partial.sum(0).to(projection.dtype), partial_of_bias.sum(0).to(projection.dtype)
+
+
+def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
+    """Rows and columns of the padding before the map."""
+    top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    return top, left
+
+
+def _products_of(x: Tensor) -> tuple[Any, str]:
+    return tuning.dot_dtype(x), tuning.dot_precision(x)
+
+
+def _block_of_rank(rank: int) -> int:
+    return min(max(triton.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
+
+
+def _tiles(x: Tensor, groups: int, has_products: bool) -> list[Tile]:
+    """Candidates (rows, columns, groups, channels of a group, warps), 64 numbers for a thread or half of that."""
+    channels = triton.next_power_of_2(x.shape[3] // groups)
+    smallest = _SMALLEST_FACTOR if has_products else 1
+    candidates = []
+    for numbers, warps, most in ((8192, 4, 32), (4096, 4, 32), (8192, 8, 32), (8192, 4, 16), (4096, 2, 16)):
+        block_g = max(min(triton.next_power_of_2(groups), most), smallest)
+        block_d = min(channels, 32)
+        positions = max(_SMALLEST_FACTOR, min(128, numbers // (block_g * block_d)))
+        columns = min(8, triton.next_power_of_2(x.shape[2]))
+        candidates.append((positions // columns, columns, block_g, block_d, warps))
+    return list(dict.fromkeys(candidates))

@@ -1,0 +1,344 @@
+"""Triton kernels for weights shared over positions: depth-wise and homogeneous dynamic convolution.
+
+Most of the work is reading x once per tap from the L1 cache. So a program owns a strip of `ROWS` output rows that are
+a dilation apart, and a row of x that it has read serves every one of them that it is a tap of. The taps of a kernel
+column are unrolled, the columns are a loop.
+
+Weights are [N, K, C] in memory, N = 1 for all images or B, so that those of a tap lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from localmix.kernels.triton import tuning
+
+Pair = tuple[int, int]
+
+_LONGEST_COLUMN = 32
+"""Taps of a kernel column that are unrolled at most."""
+
+_GRADIENTS_AT_ONCE = 8
+"""Taps whose gradients are kept in registers at a time, at most."""
+
+
+@triton.jit
+def _convolve(
+    x,
+    weight,
+    bias,
+    y,
+    height,
+    width,
+    channels,
+    strips,
+    tiles,
+    blocks,
+    image_stride,
+    top,
+    left,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order."""
+    pid = tl.program_id(0).to(tl.int64)
+    column = pid % tiles * BLOCK_W + tl.arange(0, BLOCK_W)
+    pid = pid // tiles
+    strip = pid % strips
+    pid = pid // strips
+    channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = pid // blocks
+    first = strip // DH * (ROWS * DH) + strip % DH
+    in_channels = channel < channels
+    x += image * height * width * channels
+    y += image * height * width * channels
+    weight += image * image_stride
+
+    sums = ()
+    for _ in tl.static_range(ROWS):
+        sums += (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+    for step in range(KH // STEP * KW):
+        i = step // KW * STEP
+        j = step % KW
+        source = column + (j * DW - left)
+        offsets = source[:, None] * channels + channel[None, :]
+        inside = (source >= 0)[:, None] & in_channels[None, :]
+        taps = ()
+        for m in tl.static_range(ROWS + STEP - 1):
+            if m < STEP:
+                tap = (i + m) * KW + j
+                if FLIPPED:
+                    tap = KH * KW - 1 - tap
+                taps += (tl.load(weight + tap * channels + channel, mask=in_channels, other=0).to(tl.float32)[None, :],)
+            row = first + (i + m) * DH - top
+            here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
+            values = tl.load(x + row * width * channels + offsets, mask=here, other=0).to(tl.float32)
+            added = ()
+            for r in tl.static_range(ROWS):
+                if m - r >= 0 and m - r < STEP:
+                    added += (sums[r] + values * taps[m - r],)
+                else:
+                    added += (sums[r],)
+            sums = added
+
+    offset = tl.zeros((1, BLOCK_C), tl.float32)
+    if HAS_BIAS:
+        offset += tl.load(bias + channel, mask=in_channels, other=0).to(tl.float32)[None, :]
+    offsets = column[:, None] * channels + channel[None, :]
+    for r in tl.static_range(ROWS):
+        row = first + r * DH
+        here = (column < tl.where(row < height, width, 0))[:, None] & in_channels[None, :]
+        result = (sums[r] + offset).to(y.dtype.element_ty)
+        tl.store(y + row * width * channels + offsets, result, mask=here)
+
+
+@triton.jit
+def _weight_gradient(
+    gradient,
+    x,
+    partial,
+    height,
+    width,
+    channels,
+    strips,
+    tiles,
+    blocks,
+    shares,
+    units,
+    top,
+    left,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    SHARE: tl.constexpr,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """partial[n, share, k] = sum over the positions of a share of gradient[p] * x[p + k].
+
+    A share is `SHARE` of the `units` of result n, a unit is a strip of one image. The share is read again for every
+    kernel column, from the cache.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    pid = pid // blocks
+    first_unit = pid % shares * SHARE
+    last_unit = tl.minimum(first_unit + SHARE, units)
+    first_image = pid // shares
+    in_channels = channel < channels
+    partial += pid * (KH * KW) * channels
+
+    for step in range((KH + STEP - 1) // STEP * KW):
+        i = step // KW * STEP
+        j = step % KW
+        sums = ()
+        for _ in tl.static_range(STEP):
+            sums += (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+        for unit in range(first_unit, last_unit):
+            strip = unit % strips
+            tile = unit // strips % tiles
+            image = first_image + unit // strips // tiles
+            first = strip // DH * (ROWS * DH) + strip % DH
+            start = image * height * width * channels
+            column = tile * BLOCK_W + tl.arange(0, BLOCK_W)
+            offsets = start + column[:, None] * channels + channel[None, :]
+            gradients = ()
+            for r in tl.static_range(ROWS):
+                row = first + r * DH
+                here = (column < tl.where(row < height, width, 0))[:, None] & in_channels[None, :]
+                gradients += (tl.load(gradient + row * width * channels + offsets, mask=here, other=0).to(tl.float32),)
+            source = column + (j * DW - left)
+            offsets = start + source[:, None] * channels + channel[None, :]
+            inside = (source >= 0)[:, None] & in_channels[None, :]
+            for m in tl.static_range(ROWS + STEP - 1):
+                row = first + (i + m) * DH - top
+                here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
+                values = tl.load(x + row * width * channels + offsets, mask=here, other=0).to(tl.float32)
+                added = ()
+                for t in tl.static_range(STEP):
+                    if m - t >= 0 and m - t < ROWS:
+                        added += (sums[t] + values * gradients[m - t],)
+                    else:
+                        added += (sums[t],)
+                sums = added
+        for t in tl.static_range(STEP):
+            pointers = partial + ((i + t) * KW + j) * channels + channel
+            tl.store(pointers, tl.sum(sums[t], 0), mask=channel < tl.where(i + t < KH, channels, 0))
+
+
+def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.triton_shared_weight(x, weight[None], bias, dilation)
+
+
+def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.triton_shared_weight(x, weight, bias, dilation)
+
+
+@torch.library.custom_op("localmix::triton_shared_weight", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
+    """y[b, p, c] = sum_k weight[n, c, k] * x[b, p + k, c] + bias[c], weight [N, C, kh, kw], n = b or 0 where N = 1."""
+    return _run_convolution(x, weight, bias, dilation, flipped=False)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::triton_shared_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight; an empty tensor for one that is not needed."""
+    of_x, of_weight = x.new_empty(0), x.new_empty(0)
+    if needed[0]:
+        of_x = _run_convolution(gradient, weight, None, dilation, flipped=True)
+    if needed[1]:
+        of_weight = _run_weight_gradient(gradient, x, weight, dilation)
+    return of_x, of_weight
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    of_x, of_weight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+    return of_x if needed[0] else x.new_empty(0), of_weight if needed[1] else x.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:2]
+    of_x = of_weight = of_bias = None
+    if any(needed):
+        of_x, of_weight = _backward(gradient, *ctx.saved_tensors, ctx.dilation, needed)
+    if ctx.needs_input_grad[2]:
+        of_bias = gradient.sum((0, 1, 2))
+    return of_x if needed[0] else None, of_weight if needed[1] else None, of_bias, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    gradient, x, weight, ctx.dilation, ctx.needed = inputs
+    ctx.save_for_backward(gradient, x, weight)
+
+
+def _gradients_of_gradients(ctx: Any, of_of_x: Tensor, of_of_weight: Tensor) -> tuple[Tensor | None, ...]:
+    """The sum is linear in x and in weight, so its second derivatives are the same three sums again."""
+    gradient, x, weight = ctx.saved_tensors
+    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
+    if ctx.needed[0]:
+        of_gradient = of_gradient + _forward(of_of_x, weight, None, ctx.dilation)
+        of_weight = _backward(gradient, of_of_x, weight, ctx.dilation, (False, True))[1]
+    if ctx.needed[1]:
+        of_gradient = of_gradient + _forward(x, of_of_weight, None, ctx.dilation)
+        of_x = _backward(gradient, x, of_of_weight, ctx.dilation, (True, False))[0]
+    return of_gradient, of_x, of_weight, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+
+
+def _run_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], *, flipped: bool
+) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if not y.numel():
+        return y
+    batch, height, width, channels = x.shape
+    taps, kernel = weight.flatten(2).transpose(1, 2).contiguous(), weight.shape[2:]
+    top, left = _before(kernel, dilation, flipped)
+    step = kernel[0] if kernel[0] <= _LONGEST_COLUMN else 1
+
+    def run(rows: int, tile: int, block: int, warps: int) -> None:
+        strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
+        tuning.launch(
+            _convolve,
+            batch * blocks * strips * tiles,
+            (x, taps, taps if bias is None else bias.contiguous(), y, height, width, channels, strips, tiles, blocks),
+            (taps.stride(0) if taps.shape[0] > 1 else 0, top, left),
+            (*kernel, *dilation, flipped, bias is not None, step, rows, tile, block),
+            warps,
+        )
+
+    candidates = _tiles(x, 7 if 1 < step < 16 else 4 if step > 1 else 1)
+    run(*tuning.choose("shared_weight", (x.shape, kernel, dilation), candidates, run, x))
+    return y
+
+
+def _run_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int]) -> Tensor:
+    if not x.numel():
+        return torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    gradient, x = gradient.contiguous(), x.contiguous()
+    batch, height, width, channels = x.shape
+    results, kernel = weight.shape[0], weight.shape[2:]
+    top, left = _before(kernel, dilation, False)
+    step = triton.cdiv(kernel[0], triton.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
+
+    def run(rows: int, tile: int, block: int, warps: int, share: int) -> Tensor:
+        strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
+        units = batch // results * strips * tiles
+        shares = triton.cdiv(units, share)
+        partial = x.new_empty((results, shares, kernel[0] * kernel[1], channels), dtype=torch.float32)
+        tuning.launch(
+            _weight_gradient,
+            results * shares * blocks,
+            (gradient, x, partial, height, width, channels, strips, tiles, blocks, shares, units, top, left),
+            (),
+            (*kernel, *dilation, share, step, rows, tile, block),
+            warps,
+        )
+        return partial
+
+    candidates = [(*tile, share) for share in (8, 4, 16) for tile in _tiles(x, 4)]
+    partial = run(*tuning.choose("shared_weight_gradient", (x.shape, kernel, dilation), candidates, run, x))
+    return partial.sum(1).transpose(1, 2).unflatten(2, kernel).to(weight.dtype).contiguous()
+
+
+def _before(kernel: Sequence[int], dilation: Sequence[int], flipped: bool) -> Pair:
+    """Rows and columns of the padding before the map; of a flipped kernel it is that after the map."""
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    top, left = (r - r // 2 if flipped else r // 2 for r in reach)
+    return top, left
+
+
+def _pieces(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int, block: int) -> tuple[int, int, int]:
+    """Strips of rows, tiles of columns and blocks of channels that cover a map."""
+    _, height, width, channels = shape
+    strips = dilation[0] * triton.cdiv(triton.cdiv(height, dilation[0]), rows)
+    return strips, triton.cdiv(width, tile), triton.cdiv(channels, block)
+
+
+def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
+    """Candidates (rows, columns, channels, warps), 16 bytes or twice that of a row of x for each thread."""
+    block = min(64, triton.next_power_of_2(x.shape[3]))
+    vector = 16 // x.element_size()
+    candidates = []
+    for rows in dict.fromkeys((most_rows, min(4, most_rows))):
+        for channels, warps, vectors in ((block, 4, 1), (min(block, 32), 4, 1), (block, 2, 1), (block, 4, 2)):
+            columns = max(1, 32 * warps * vector * vectors // channels)
+            columns = min(columns, triton.next_power_of_2(x.shape[2]))
+            candidates.append((rows, columns, channels, warps))
+    return list(dict.fromkeys(candidates))

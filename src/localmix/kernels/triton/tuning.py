@@ -1,0 +1,139 @@
+"""How kernels are launched, and which tile sizes they take: measured once per shape, and remembered across processes.
+
+The file is `tiles.json` in `LOCALMIX_CACHE`, or in `localmix` under the user's cache directory. It may be deleted at
+any time, and where it cannot be read or written the tiles are measured once per process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Tile = tuple[int, ...]
+
+_remembered: dict[str, Tile] = {}
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, as `TRITON_INTERPRET` asks when the kernels are loaded."""
+    return not isinstance(_probe, triton.runtime.JITFunction)
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    inputs: Sequence[Any],
+    strides: Sequence[Any],
+    constants: Sequence[Any],
+    warps: int,
+    stages: int = 2,
+) -> None:
+    """Runs `programs` programs of a kernel on the device of its first input.
+
+    Args:
+        kernel: a function of inputs, strides and constants, in that order.
+        programs: their number.
+        inputs: tensors and numbers, the first one a tensor.
+        strides: numbers too.
+        constants: what the kernel is compiled for.
+        warps: of a program.
+        stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
+    """
+    with torch.cuda.device_of(inputs[0]):
+        # fused multiply-adds are named because Triton is about to change its default
+        kernel[(programs,)](*inputs, *strides, *constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor) -> Tile:
+    """The fastest of some tiles for a kernel and a problem on the device of x.
+
+    Not measured, so the first one: in the interpreter, while a CUDA graph is captured, and where deterministic
+    algorithms are asked for, since another tile sums in another order.
+    """
+    if is_interpreted() or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
+        return candidates[0]
+    key = _key(name, problem, x)
+    if key not in _remembered:
+        read = _read().get(key)
+        if read in candidates:
+            _remembered[key] = read
+        elif torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        else:
+            with torch.cuda.device_of(x):
+                _remembered[key] = min(candidates, key=lambda candidate: _milliseconds(lambda: run(*candidate)))
+            _write(key, _remembered[key])
+    return _remembered[key]
+
+
+def dot_dtype(x: Tensor) -> tl.dtype:
+    """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
+    if is_interpreted():
+        return tl.float32
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype]
+
+
+def dot_precision(x: Tensor) -> str:
+    """How a matrix unit may round float32, as `torch.backends.cuda.matmul.allow_tf32` has it."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    try:
+        return triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median")
+    except triton.runtime.errors.OutOfResources:
+        return math.inf
+
+
+def _key(name: str, problem: tuple[Any, ...], x: Tensor) -> str:
+    """Sizes of a map within a factor of two share a tile, so that maps of many sizes do not measure without end."""
+    (batch, height, width, *rest), *sizes = problem
+    rounded = [triton.next_power_of_2(size) for size in (batch, height, width)]
+    where = (_device_name(x.device), torch.__version__, triton.__version__)
+    return json.dumps([name, rounded, rest, *map(list, sizes), str(x.dtype), *where])
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def _file() -> Path:
+    directory = os.environ.get("LOCALMIX_CACHE")
+    if directory:
+        return Path(directory) / "tiles.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localmix" / "tiles.json"
+
+
+def _read() -> dict[str, Tile]:
+    try:
+        entries = json.loads(_file().read_text())
+        return {key: tuple(tile) for key, tile in entries.items()}
+    except (OSError, RuntimeError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(key: str, tile: Tile) -> None:
+    """Adds an entry; another process sees the file before or after, never half of it."""
+    try:
+        file = _file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
+            json.dump({**_read(), key: tile}, temporary)
+        os.replace(temporary.name, file)
+    except (OSError, RuntimeError):
+        pass
+
+
+@triton.jit
+def _probe():
+    pass

@@ -1,0 +1,113 @@
+"""Every Triton kernel is compiled for a GPU, which needs none: as its operator launches it, for three dtypes.
+
+In a process of its own, since the kernels of this one may run in Triton's interpreter.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localmix import kernels
+
+pytestmark = pytest.mark.skipif(bool(kernels.triton.MISSING), reason=str(kernels.triton.MISSING))
+
+# the least that one block has, of all GPUs since 2020
+SHARED_BYTES = 99 * 1024
+
+
+def kinds_of(arguments, kernel):
+    """Signature, constants and alignments of a launch, as Triton's own launcher finds them."""
+    import torch
+
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    signature, constants, alignments = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        is_tensor = isinstance(value, torch.Tensor)
+        signature[parameter.name] = names[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
+        if is_tensor or value % 16 == 0:
+            alignments[(i,)] = [["tt.divisibility", 16]]
+    return signature, constants, alignments
+
+
+def resources(cubin):
+    """Registers and spilled bytes of a thread."""
+    import triton
+
+    file = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    file.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}
+
+
+def compile_all():
+    """Prints one line of JSON per kernel, dtype and GPU; nothing runs."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from localmix.kernels.triton import local_weight, shared_weight, tuning  # noqa: F401
+
+    def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2):
+        signature, values, alignments = kinds_of((*inputs, *strides, *constants), kernel)
+        source = triton.compiler.ASTSource(kernel, signature, values, alignments)
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        found = {"kernel": kernel.__name__, "capability": capability, "dtype": str(inputs[0].dtype), "warps": warps}
+        print(json.dumps({**found, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}))
+
+    torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
+    for capability, dtype in [
+        (90, torch.bfloat16),
+        (90, torch.float32),
+        (80, torch.bfloat16),
+        (80, torch.float16),
+        (90, torch.float16),
+        (80, torch.float32),
+    ]:
+        tuning.launch = functools.partial(compile, capability)
+        x = torch.empty(2, 28, 28, 192, dtype=dtype)
+        hidden, projection = x.new_empty(2, 28, 28, 48), x.new_empty(32 * 49, 48)
+        weight = x.new_empty(2, 28, 28, 32, 49)
+        localmix = torch.ops.localmix
+        sizes = ((7, 7), (1, 1))
+        localmix.triton_shared_weight(x, x.new_empty(1, 192, 7, 7), x.new_empty(192), (1, 1))
+        localmix.triton_shared_weight_backward(x, x, x.new_empty(2, 192, 7, 7), (1, 1), (False, True))
+        localmix.triton_local_weight(x, weight, *sizes)
+        localmix.triton_local_weight_backward(x, x, weight, *sizes, (False, True))
+        projected = (x, hidden, projection, projection[:, 0].contiguous(), 32, *sizes)
+        localmix.triton_projected_local_weight(*projected)
+        localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(Path(__file__))]
+    lines = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
+    launches = {(line["kernel"], line["capability"], line["dtype"]) for line in compiled}
+    names = {kernel for kernel, _, _ in launches}
+    expected = {"_convolve", "_weight_gradient", "apply", "weight_gradient", "hidden_gradient", "projection_gradient"}
+    assert names == expected
+    assert len(launches) == 2 * 3 * len(expected)
+
+
+def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):
+    assert not [line for line in compiled if line["STACK"] > 64 or line["LOCAL"] or line["shared"] > SHARED_BYTES]
+
+
+if __name__ == "__main__":
+    compile_all()

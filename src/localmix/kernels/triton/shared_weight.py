@@ -118,6 +118,7 @@ def _weight_gradient(
     tiles,
     blocks,
     shares,
+    share,
     units,
     top,
     left,
@@ -125,7 +126,6 @@ def _weight_gradient(
     KW: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,
-    SHARE: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -133,14 +133,14 @@ def _weight_gradient(
 ):
     """partial[n, share, k] = sum over the positions of a share of gradient[p] * x[p + k].
 
-    A share is `SHARE` of the `units` of result n, a unit is a strip of one image. The share is read again for every
+    A share is some of the `units` of result n, a unit is a strip of one image. The share is read again for every
     kernel column, from the cache.
     """
     pid = tl.program_id(0).to(tl.int64)
     channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     pid = pid // blocks
-    first_unit = pid % shares * SHARE
-    last_unit = tl.minimum(first_unit + SHARE, units)
+    first_unit = pid % shares * share
+    last_unit = tl.minimum(first_unit + share, units)
     first_image = pid // shares
     in_channels = channel < channels
     partial += pid * (KH * KW) * channels
@@ -300,14 +300,16 @@ def _run_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, dilation: 
     def run(rows: int, tile: int, block: int, warps: int, share: int) -> Tensor:
         strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
         units = batch // results * strips * tiles
+        # the sums of the shares take no more memory than x
+        share = max(share, triton.cdiv(4 * kernel[0] * kernel[1], rows * tile * x.element_size()))
         shares = triton.cdiv(units, share)
         partial = x.new_empty((results, shares, kernel[0] * kernel[1], channels), dtype=torch.float32)
         tuning.launch(
             _weight_gradient,
             results * shares * blocks,
-            (gradient, x, partial, height, width, channels, strips, tiles, blocks, shares, units, top, left),
+            (gradient, x, partial, height, width, channels, strips, tiles, blocks, shares, share, units, top, left),
             (),
-            (*kernel, *dilation, share, step, rows, tile, block),
+            (*kernel, *dilation, step, rows, tile, block),
             warps,
         )
         return partial

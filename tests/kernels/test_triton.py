@@ -1,0 +1,186 @@
+"""What only the Triton kernels have: when they serve, registration with PyTorch, more than one tile or share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from localmix import kernels
+from localmix.kernels import triton
+from localmix.testing import check_operator, output_and_gradients
+
+pytestmark = pytest.mark.skipif(bool(triton.MISSING), reason=str(triton.MISSING))
+
+CALLS = {
+    "depthwise_convolution": ([(2, 5, 6, 4), (4, 3, 2), (4,)], {"dilation": (1, 2)}),
+    "homogeneous_convolution": ([(2, 5, 6, 4), (2, 4, 3, 2), (4,)], {"dilation": (1, 2)}),
+    "inhomogeneous_convolution": ([(2, 5, 6, 4), (2, 5, 6, 2, 6)], {"kernel_size": (3, 2), "dilation": (1, 2)}),
+    "projected_inhomogeneous_convolution": (
+        [(2, 5, 6, 4), (2, 5, 6, 3), (12, 3), (12,)],
+        {"kernel_size": (3, 2), "num_groups": 2, "dilation": (1, 2)},
+    ),
+}
+every_operator = pytest.mark.parametrize("operator", CALLS)
+
+
+def make(operator):
+    shapes, options = CALLS[operator]
+    return {str(i): torch.randn(shape) for i, shape in enumerate(shapes)}, options
+
+
+def call(operator, impl="triton"):
+    return lambda dilation=None, **named: getattr(kernels, operator)(
+        *(t for name, t in named.items() if name.isdigit()),
+        dilation=dilation,
+        impl=impl,
+        **{name: value for name, value in named.items() if not name.isdigit()},
+    )
+
+
+def test_auto_never_takes_the_interpreter():
+    x = torch.ones(1, 2, 2, 1)
+    assert kernels.choose("depthwise_convolution", "triton", x) == "triton"
+    assert kernels.choose("depthwise_convolution", "auto", x) != "triton"
+    with kernels.prefer("triton"):
+        assert kernels.choose("depthwise_convolution", "auto", x) != "triton"
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (torch.ones(1, 2, 2, 1, device="meta"), "it runs on GPUs and x is on meta"),
+        (torch.ones(1, 2, 2, 1, dtype=torch.float64), "it has float32, bfloat16 and float16 and x has torch.float64"),
+    ],
+)
+def test_says_why_it_cannot_serve(x, reason):
+    with pytest.raises(ValueError, match=f"got 'triton': {reason}$"):
+        kernels.choose("depthwise_convolution", "triton", x)
+
+
+def test_without_the_interpreter_it_does_not_serve_the_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match=r"got 'triton': it runs on GPUs and x is on cpu$"):
+        kernels.choose("depthwise_convolution", "triton", torch.ones(1, 2, 2, 1))
+
+
+def test_machine_without_triton_is_served_by_others():
+    script = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find_spec(name, *rest)
+import torch
+from localmix import kernels
+x, weight = torch.ones(1, 2, 2, 1), torch.ones(1, 1, 1)
+assert kernels.depthwise_convolution(x, weight).equal(x)
+try:
+    kernels.depthwise_convolution(x, weight, impl="triton")
+except ValueError as error:
+    assert str(error).endswith("got 'triton': Triton is not installed"), error
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+
+
+def test_loaded_by_the_first_call_only():
+    script = """
+import sys
+import localmix.kernels, localmix.layers
+assert "triton" not in sys.modules
+import torch
+localmix.kernels.depthwise_convolution(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1), impl="triton")
+assert "triton" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+
+
+def nodes():
+    """Every registered operator and arguments for it; also with gradients wanted of some tensors only."""
+    x, weight = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 2, 6)
+    sizes = ([3, 2], [1, 2])
+    for shared in (torch.randn(1, 4, 3, 2), torch.randn(2, 4, 3, 2)):
+        yield "triton_shared_weight", (x, shared, torch.randn(4), [1, 2])
+        yield "triton_shared_weight", (x, shared, None, [1, 2])
+        yield "triton_shared_weight_backward", (x, x, shared, [1, 2], [True, True])
+    yield "triton_shared_weight_backward", (x, x, shared, [1, 2], [False, True])
+    for layout in (weight, weight.transpose(3, 4).contiguous().transpose(3, 4), weight[:1].expand_as(weight)):
+        yield "triton_local_weight", (x, layout, *sizes)
+        yield "triton_local_weight_backward", (x, x, layout, *sizes, [True, True])
+    yield "triton_local_weight_backward", (x, x, weight, *sizes, [True, False])
+    hidden, projection, bias = torch.randn(2, 3, 4, 5), torch.randn(12, 5), torch.randn(12)
+    yield "triton_projected_local_weight", (x, hidden, projection, bias, 2, *sizes)
+    yield "triton_projected_local_weight", (x, hidden, projection, None, 2, *sizes)
+    tensors = (x, x, hidden, projection, bias, 2, *sizes)
+    yield "triton_projected_local_weight_backward", (*tensors, [True, True, True, True])
+    yield "triton_projected_local_weight_backward", (*tensors, [False, True, False, True])
+
+
+@pytest.fixture(scope="module")
+def registered():
+    from localmix.kernels.triton import local_weight, shared_weight
+
+    return local_weight, shared_weight
+
+
+# opcheck looks at the gradients of what it has made of the arguments
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("case", range(18))
+def test_nodes_are_well_formed(registered, case):
+    name, arguments = list(nodes())[case]
+    has_rule = name != "triton_projected_local_weight_backward"
+    arguments = tuple(t.detach().requires_grad_() if has_rule and isinstance(t, torch.Tensor) else t for t in arguments)
+    torch.library.opcheck(getattr(torch.ops.localmix, name).default, arguments)
+
+
+def test_every_node_is_checked():
+    assert len(list(nodes())) == 18
+
+
+@every_operator
+def test_compiles_as_one_graph(operator):
+    torch.compiler.reset()
+    tensors, options = make(operator)
+    gradient = torch.randn_like(tensors["0"])
+    expected = output_and_gradients(call(operator), tensors, options, gradient)
+    compiled = torch.compile(call(operator), fullgraph=True, backend="aot_eager")
+    actual = output_and_gradients(compiled, tensors, options, gradient)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+@every_operator
+def test_two_runs_are_equal_to_the_bit(operator):
+    tensors, options = make(operator)
+    gradient = torch.randn_like(tensors["0"])
+    first, second = (output_and_gradients(call(operator), tensors, options, gradient) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "options"),
+    [
+        # several strips, tiles, blocks of channels and shares; a kernel column in parts, and one too long to unroll
+        ("depthwise_convolution", {"x": (1, 17, 3, 70), "weight": (70, 3, 1), "bias": (70,)}, {"dilation": (2, 1)}),
+        ("homogeneous_convolution", {"x": (2, 9, 33, 3), "weight": (2, 3, 11, 1)}, {}),
+        ("depthwise_convolution", {"x": (2, 5, 2, 3), "weight": (3, 33, 2)}, {}),
+        # several tiles, blocks of groups and of the channels of a group
+        ("inhomogeneous_convolution", {"x": (1, 9, 10, 80), "weight": (1, 9, 10, 2, 4)}, {"kernel_size": 2}),
+        ("inhomogeneous_convolution", {"x": (1, 3, 4, 35), "weight": (1, 3, 4, 35, 2)}, {"kernel_size": (1, 2)}),
+        # and of hidden features
+        (
+            "projected_inhomogeneous_convolution",
+            {"x": (1, 3, 3, 40), "hidden": (1, 3, 3, 130), "projection": (2, 130), "projection_bias": (2,)},
+            {"kernel_size": (1, 2), "num_groups": 1},
+        ),
+        (
+            "projected_inhomogeneous_convolution",
+            {"x": (2, 19, 9, 34), "hidden": (2, 19, 9, 2), "projection": (68, 2)},
+            {"kernel_size": (2, 1), "num_groups": 34},
+        ),
+    ],
+)
+def test_work_of_several_programs(operator, shapes, options):
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    check_operator(operator, tensors, options, torch.randn(shapes["x"]), impl="triton")

@@ -104,7 +104,7 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 # Triton's interpreter takes a second for what a GPU does in microseconds, and rounds bfloat16 in its own way
 def is_quick(impl, case, dtype):
-    return impl != "triton" or dtype == torch.float32 or (dtype == torch.float16 and case in (1, 3, 7))
+    return impl != "triton" or dtype == torch.float32 or (dtype == torch.float16 and case == 1)
 
 
 def sliced(t):

@@ -22,7 +22,9 @@ MISSING = None if importlib.util.find_spec("triton") else "Triton is not install
 
 def refusal(x: Tensor, named: bool) -> str | None:
     """Why the kernels cannot serve a call on x; None if they can. `named` tells a call that names them."""
-    if x.device.type != "cuda" and not (named and x.device.type == "cpu" and _is_interpreted()):
+    if _is_interpreted() and not named:
+        return "Triton's interpreter serves only calls that name it"
+    if x.device.type not in (("cuda", "cpu") if _is_interpreted() else ("cuda",)):
         return f"it runs on GPUs and x is on {x.device}"
     if x.dtype not in _TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"

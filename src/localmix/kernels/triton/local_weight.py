@@ -348,7 +348,7 @@ def _run_projection_gradient(
         # the sums of the shares are no more numbers than x has
         shares = max(1, min(tiles, _MOST_SHARES, x.numel() // (lines * (rank + 1))))
         # and those of a program fit the registers
-        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r)))
+        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r), 8))
         partial = x.new_empty((shares, lines, rank), dtype=torch.float32)
         partial_of_bias = x.new_empty((shares, lines), dtype=torch.float32)
         tuning.launch(
@@ -367,7 +367,7 @@ def _run_projection_gradient(
 
     problem = (x.shape, (groups, rank), kernel, dilation)
     partial, partial_of_bias = run(
-        *tuning.choose("projected_local_weight_projection", problem, _tiles(x, groups, True), run, x)
+        *tuning.choose("projected_local_weight_projection", problem, _tiles(x, groups, True, 16), run, x)
     )
     return partial.sum(0).to(projection.dtype), partial_of_bias.sum(0).to(projection.dtype)
 
@@ -386,15 +386,15 @@ def _block_of_rank(rank: int) -> int:
     return min(max(triton.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _tiles(x: Tensor, groups: int, has_products: bool) -> list[Tile]:
-    """Candidates (rows, columns, groups, channels of a group, warps), 64 numbers for a thread or half of that."""
+def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> list[Tile]:
+    """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread."""
     channels = triton.next_power_of_2(x.shape[3] // groups)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
-    for numbers, warps, most in ((8192, 4, 32), (4096, 4, 32), (8192, 8, 32), (8192, 4, 16), (4096, 2, 16)):
+    for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (1, 4, 16), (1, 2, 16)):
         block_g = max(min(triton.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
-        positions = max(_SMALLEST_FACTOR, min(128, numbers // (block_g * block_d)))
+        positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))
         columns = min(8, triton.next_power_of_2(x.shape[2]))
         candidates.append((positions // columns, columns, block_g, block_d, warps))
     return list(dict.fromkeys(candidates))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -63,6 +64,21 @@ def test_without_the_interpreter_it_does_not_serve_the_cpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match=r"got 'triton': it runs on GPUs and x is on cpu$"):
         kernels.choose("depthwise_convolution", "triton", torch.ones(1, 2, 2, 1))
+
+
+def test_a_gpu_without_a_compiler_is_served_by_others(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    x = types.SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float32)
+    monkeypatch.setattr(triton, "_HAS_COMPILER", False)
+    assert "there is no C compiler" in triton.refusal(x, False)
+
+
+@pytest.mark.skipif(not triton._HAS_COMPILER, reason="no C compiler")
+def test_auto_takes_it_on_a_gpu_but_not_the_interpreter(monkeypatch):
+    x = types.SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float32)
+    assert kernels.choose("depthwise_convolution", "auto", x) == "aten"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert kernels.choose("depthwise_convolution", "auto", x) == "triton"
 
 
 def test_machine_without_triton_is_served_by_others():

@@ -34,7 +34,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCALMIX_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_remembered", {})
     monkeypatch.setattr(tuning, "is_interpreted", lambda: False)
-    monkeypatch.setattr(tuning, "_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(tuning, "_device_name", lambda x: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "_milliseconds", clock)
     monkeypatch.setattr(tuning, "run", lambda *tile: last.append(tile), raising=False)
@@ -74,7 +74,7 @@ def test_another_problem_dtype_or_device_is_measured_again(measured, monkeypatch
             lambda: choose(((2, 3, 5, 8), (3, 3), (1, 1))),
             lambda: choose((X.shape, (3, 5), (1, 1))),
             lambda: choose(x=X.half()),
-            lambda: monkeypatch.setattr(tuning, "_device_name", lambda device: "another") or choose(),
+            lambda: (forget(), monkeypatch.setattr(tuning, "_device_name", lambda x: "another"), choose()),
         ],
         start=2,
     ):

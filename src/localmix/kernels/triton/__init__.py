@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed"
 """Why there are no kernels; None if there are."""
 
+_HAS_COMPILER = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+
 
 def refusal(x: Tensor, named: bool) -> str | None:
     """Why the kernels cannot serve a call on x; None if they can. `named` tells a call that names them."""
@@ -26,6 +29,8 @@ def refusal(x: Tensor, named: bool) -> str | None:
         return "Triton's interpreter serves only calls that name it"
     if x.device.type not in (("cuda", "cpu") if _is_interpreted() else ("cuda",)):
         return f"it runs on GPUs and x is on {x.device}"
+    if not (_HAS_COMPILER or _is_interpreted()):
+        return "Triton launches kernels by a stub in C, and there is no C compiler: CC, gcc or clang"
     if x.dtype not in _TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
     if torch.compiler.is_exporting():

@@ -255,7 +255,7 @@ def _run_apply(
         )
 
     name = "projected_local_weight" if rank else "local_weight"
-    problem = (x.shape, (groups, rank, transposed), kernel, dilation)
+    problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
     run(*tuning.choose(name, problem, _tiles(x, groups, bool(rank)), run, x))
     return y
 
@@ -285,7 +285,8 @@ def _run_weight_gradient(
         )
 
     candidates = _tiles(x, groups, False)
-    run(*tuning.choose("local_weight_gradient", (x.shape, (groups,), kernel, dilation), candidates, run, x))
+    problem = (x.shape, (groups, of_weight.stride(3) == 1), kernel, dilation)
+    run(*tuning.choose("local_weight_gradient", problem, candidates, run, x))
 
 
 def _run_hidden_gradient(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 Tile = tuple[int, ...]
 
-_remembered: dict[str, Tile] = {}
+_remembered: dict[tuple[Any, ...], Tile] = {}
 
 
 def is_interpreted() -> bool:
@@ -62,9 +62,11 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
     """
     if is_interpreted() or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
-    key = _key(name, problem, x)
+    key = (name, *_rounded(problem), x.dtype, x.device)
     if key not in _remembered:
-        read = _read().get(key)
+        # in the file, what tells GPUs and compilers apart too
+        entry = json.dumps([str(part) for part in (*key[:-1], _device_name(x), torch.__version__, triton.__version__)])
+        read = _read().get(entry)
         if read in candidates:
             _remembered[key] = read
         elif torch.cuda.is_current_stream_capturing():
@@ -72,7 +74,7 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
         else:
             with torch.cuda.device_of(x):
                 _remembered[key] = min(candidates, key=lambda candidate: _milliseconds(lambda: run(*candidate)))
-            _write(key, _remembered[key])
+            _write(entry, _remembered[key])
     return _remembered[key]
 
 
@@ -95,16 +97,14 @@ def _milliseconds(call: Callable[[], Any]) -> float:
         return math.inf
 
 
-def _key(name: str, problem: tuple[Any, ...], x: Tensor) -> str:
-    """Sizes of a map within a factor of two share a tile, so that maps of many sizes do not measure without end."""
-    (batch, height, width, *rest), *sizes = problem
-    rounded = [triton.next_power_of_2(size) for size in (batch, height, width)]
-    where = (_device_name(x.device), torch.__version__, triton.__version__)
-    return json.dumps([name, rounded, rest, *map(list, sizes), str(x.dtype), *where])
+def _rounded(problem: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Maps within a factor of two share a tile, so that maps of many sizes do not measure without end."""
+    (*sizes, channels), *rest = problem
+    return (*((size - 1).bit_length() for size in sizes), channels, *map(tuple, rest))
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
+def _device_name(x: Tensor) -> str:
+    return torch.cuda.get_device_name(x.device)
 
 
 def _file() -> Path:

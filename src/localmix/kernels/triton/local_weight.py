@@ -392,7 +392,7 @@ def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> lis
     channels = triton.next_power_of_2(x.shape[3] // groups)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
-    for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (1, 4, 16), (1, 2, 16)):
+    for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (2, 4, 16), (2, 2, 16)):
         block_g = max(min(triton.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
         positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))

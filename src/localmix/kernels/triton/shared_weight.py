@@ -334,13 +334,20 @@ def _pieces(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int,
 
 
 def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
-    """Candidates (rows, columns, channels, warps), 16 bytes or twice that of a row of x for each thread."""
-    block = min(64, triton.next_power_of_2(x.shape[3]))
+    """Candidates (rows, columns, channels, warps); a row of a tile is 16 bytes of x for each thread, or 32."""
+    widest = min(64, triton.next_power_of_2(x.shape[3]))
     vector = 16 // x.element_size()
+    few = min(4, most_rows)
     candidates = []
-    for rows in dict.fromkeys((most_rows, min(4, most_rows))):
-        for channels, warps, vectors in ((block, 4, 1), (min(block, 32), 4, 1), (block, 2, 1), (block, 4, 2)):
-            columns = max(1, 32 * warps * vector * vectors // channels)
-            columns = min(columns, triton.next_power_of_2(x.shape[2]))
-            candidates.append((rows, columns, channels, warps))
+    for rows, block, warps, vectors in (
+        (most_rows, widest, 4, 1),
+        (most_rows, min(32, widest), 4, 1),
+        (most_rows, widest, 2, 1),
+        (few, widest, 4, 1),
+        (few, min(32, widest), 4, 1),
+        (few, widest, 2, 1),
+        (few, widest, 4, 2),
+    ):
+        columns = min(max(1, 32 * warps * vector * vectors // block), triton.next_power_of_2(x.shape[2]))
+        candidates.append((rows, columns, block, warps))
     return list(dict.fromkeys(candidates))

@@ -4,6 +4,7 @@ In a process of its own, since the kernels of this one may run in Triton's inter
 """
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -65,28 +66,24 @@ def compile_all():
         found = {"kernel": kernel.__name__, "capability": capability, "dtype": str(inputs[0].dtype), "warps": warps}
         print(json.dumps({**found, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}))
 
-    torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
-    for capability, dtype in [
-        (90, torch.bfloat16),
-        (90, torch.float32),
-        (80, torch.bfloat16),
-        (80, torch.float16),
-        (90, torch.float16),
-        (80, torch.float32),
-    ]:
-        tuning.launch = functools.partial(compile, capability)
-        x = torch.empty(2, 28, 28, 192, dtype=dtype)
-        hidden, projection = x.new_empty(2, 28, 28, 48), x.new_empty(32 * 49, 48)
-        weight = x.new_empty(2, 28, 28, 32, 49)
-        localmix = torch.ops.localmix
-        sizes = ((7, 7), (1, 1))
-        localmix.triton_shared_weight(x, x.new_empty(1, 192, 7, 7), x.new_empty(192), (1, 1))
-        localmix.triton_shared_weight_backward(x, x, x.new_empty(2, 192, 7, 7), (1, 1), (False, True))
+    def launch_all(x, groups, rank, kernel):
+        rows, lines = x.shape[:3], groups * kernel[0] * kernel[1]
+        shared, sizes, localmix = x.new_empty(1, x.shape[3], *kernel), (kernel, (1, 1)), torch.ops.localmix
+        localmix.triton_shared_weight(x, shared, x.new_empty(x.shape[3]), (1, 1))
+        localmix.triton_shared_weight_backward(x, x, shared, (1, 1), (False, True))
+        weight = x.new_empty(*rows, groups, lines // groups)
         localmix.triton_local_weight(x, weight, *sizes)
         localmix.triton_local_weight_backward(x, x, weight, *sizes, (False, True))
-        projected = (x, hidden, projection, projection[:, 0].contiguous(), 32, *sizes)
+        projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
+
+    torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
+    for capability, dtype in itertools.product([90, 80], [torch.float32, torch.bfloat16, torch.float16]):
+        tuning.launch = functools.partial(compile, capability)
+        launch_all(torch.empty(2, 28, 28, 192, dtype=dtype), 32, 48, (7, 7))
+    # Triton makes a constant of every number that is 1
+    launch_all(torch.empty(1, 1, 1, 1), 1, 1, (1, 1))
 
 
 @pytest.fixture(scope="module")

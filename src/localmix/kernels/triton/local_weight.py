@@ -349,7 +349,7 @@ def _run_projection_gradient(
         # the sums of the shares are no more numbers than x has
         shares = max(1, min(tiles, _MOST_SHARES, x.numel() // (lines * (rank + 1))))
         # and those of a program fit the registers
-        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r), 8))
+        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r), 4))
         partial = x.new_empty((shares, lines, rank), dtype=torch.float32)
         partial_of_bias = x.new_empty((shares, lines), dtype=torch.float32)
         tuning.launch(

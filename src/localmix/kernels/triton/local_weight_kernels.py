@@ -126,9 +126,10 @@ def apply(
                 of_position = (row + down) * stride_h + (column + right) * stride_w
             else:
                 of_position = row * stride_h + column * stride_w
-            offsets = image * stride_b + of_position[:, None] + group[None, :] * stride_g + k * stride_k
+            offsets = image * stride_b + of_position[:, None] + group[None, :] * stride_g
             mask = known[:, None] & (group < G)[None, :]
             weights = tl.load(weight + offsets, mask=mask, other=0).to(tl.float32)
+            weight += stride_k
         sums += weights[:, :, None] * _block(x, source, inside, group, first, G, D, BLOCK_D)
 
     dim = first + tl.arange(0, BLOCK_D)
@@ -194,7 +195,8 @@ def weight_gradient(
         right = k % KW * DW - left
         source, inside = _locate(image, row + down, column + right, height, width)
         total = _products(gradient, own, x, position, on_map, source, inside, group, G, D, BLOCK_D)
-        tl.store(pointers + k * stride_k, total.to(of_weight.dtype.element_ty), mask=mask)
+        tl.store(pointers, total.to(of_weight.dtype.element_ty), mask=mask)
+        pointers += stride_k
 
 
 @triton.jit
@@ -233,7 +235,7 @@ def hidden_gradient(
     position, on_map = _locate(image, row, column, height, width)
     sums = tl.zeros((TILE_H * TILE_W, BLOCK_R), tl.float32)
     for block in range(blocks_g):
-        group = block * BLOCK_G + tl.arange(0, BLOCK_G)
+        group = block * BLOCK_G + tl.arange(0, BLOCK_G).to(tl.int64)
         own = _block(gradient, position, on_map, group, 0, G, D, BLOCK_D)
         for k in range(KH * KW):
             down = k // KW * DH - top

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,6 +21,7 @@ from localmix.models import create_model
 from localmix.reports.cost import Cost, cost
 from localmix.reports.environment import command, commit, cpu_cores, environment
 from localmix.reports.progress import Bar, Display
+from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.data import EMBEDDED, Images, load_images
@@ -178,7 +178,7 @@ def compare(
         "command": command(),
         "commit": commit(),
     }
-    _write_json(output / "results.json", results)
+    write_json(output / "results.json", results)
     _report(results, output)
     return results
 
@@ -222,7 +222,7 @@ class Run:
             # Sums depend on the number of threads: what was begun with so many goes on with as many.
             threads = json.loads(path.read_text())["threads"]
         else:
-            _write_json(path, {**self.settings, "threads": threads})
+            write_json(path, {**self.settings, "threads": threads})
         return Job(
             recipe={name: self.settings[name] for name in RECIPE},
             folder=self.folder,
@@ -260,7 +260,7 @@ class Progress(Events):
     def end(self, job: int, result: dict[str, Any]) -> None:
         self.bars.pop(job).remove()
         run = self.runs[job]
-        _write_json(run.folder / "result.json", {**run.settings, **result})
+        write_json(run.folder / "result.json", {**run.settings, **result})
 
 
 def _nets(mixers: Sequence[str] | None, models: Sequence[str] | None, size: str) -> dict[str, str | None]:
@@ -411,17 +411,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['inference_images_per_second']:,.0f}",
         f"{100 * row['top1_mean']:.2f}{std}",
     ]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity, which the loss of a run that diverged may be: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

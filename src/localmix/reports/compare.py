@@ -18,6 +18,7 @@ from rich.table import Table
 from localmix.arguments import choice, positive
 from localmix.axes import MIXERS
 from localmix.models import create_model
+from localmix.reports.bench_rows import known_device
 from localmix.reports.cost import Cost, cost
 from localmix.reports.environment import command, commit, cpu_cores, environment
 from localmix.reports.progress import Bar, Display
@@ -104,7 +105,7 @@ def compare(
     if not lr > 0:
         raise ValueError(f"lr: expected more than 0, got {lr}")
     augment = data != EMBEDDED if augment is None else augment
-    device = _device(device)
+    device = known_device(device)
     cores = cpu_cores()
     if processes is None:
         processes = min(cores, len(nets) * len(seeds)) if device == "cpu" else 1
@@ -279,13 +280,6 @@ def _distinct(name: str, values: Sequence[Any]) -> list[Any]:
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{name}: expected one or more different values, got {list(values)}")
     return list(values)
-
-
-def _device(device: str) -> str:
-    choice("device", device, ("auto", "cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected 'cpu' or 'auto', got 'cuda', and PyTorch sees no CUDA device")
-    return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
 
 
 def _cost(model: str, images: Images) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+# PyTorch's profiler reports on itself otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 class Spread(NamedTuple):

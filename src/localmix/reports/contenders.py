@@ -32,9 +32,11 @@ class Contender:
 
 
 def own(problem: Problem) -> list[Contender]:
-    """What `localmix.kernels` has for the operator, without the definition, which gathers K copies of the input."""
+    """What `localmix.kernels` has for the operator, the preferred implementation first."""
     contenders = []
     for impl, missing in kernels.refusals(problem.operator, problem.first).items():
+        if not hasattr(kernels.IMPLEMENTATIONS[impl], problem.operator):
+            continue
         run = partial(getattr(kernels, problem.operator), impl=impl, **problem.options)
         prepare = dict
         if problem.operator == "inhomogeneous_convolution":

@@ -8,6 +8,8 @@ of that image; the other images must get none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -65,12 +67,21 @@ class Call:
 
 def refusal(call: Call, direction: str) -> str | None:
     """Why the call must not be timed; None if the gate is green."""
-    try:
+
+    def check() -> None:
         for name, result in call.results(direction).items():
             _check(name, result, call.problem)
+
+    return reason(check)
+
+
+def reason(check: Callable[[], None]) -> str | None:
+    """How `check` fails, in a line; None if it does not."""
+    try:
+        check()
     except Exception as error:  # whatever a compiler or another library raises
-        reason = str(error).strip().split("\n")[0]
-        return reason if isinstance(error, AssertionError) else f"{type(error).__name__}: {reason}"
+        line = str(error).strip().split("\n")[0]
+        return line if isinstance(error, AssertionError) else f"{type(error).__name__}: {line}"
     return None
 
 

@@ -147,8 +147,8 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
     _add_bench_common(parser, ("forward", "backward"))
     add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
     add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
-    add("--rounds", type=int, default=10, metavar="N", help="timed turns of each (%(default)s)")
-    add("--seconds", type=float, default=0.02, metavar="S", help="least duration of a turn (%(default)s)")
+    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--seconds", type=float, default=0.01, metavar="S", help="least duration of a turn (%(default)s)")
 
 
 def _add_bench_models(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ def _add_bench_models(parser: argparse.ArgumentParser) -> None:
     add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
     _add_bench_common(parser, ("inference", "training"))
     add("--modes", nargs="+", metavar="MODE", help="eager, compiled (both, but eager to train on a CPU)")
-    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--rounds", type=int, default=5, metavar="N", help="timed turns of each (%(default)s)")
     add("--seconds", type=float, default=0.05, metavar="S", help="least duration of a turn (%(default)s)")
 
 

@@ -36,8 +36,8 @@ def bench_operators(
     direction: Sequence[str] = DIRECTIONS,
     impls: Sequence[str] | None = None,
     bias: bool = True,
-    rounds: int = 10,
-    seconds: float = 0.02,
+    rounds: int = 7,
+    seconds: float = 0.01,
     threads: int | None = None,
     output: Path | str | None = None,
 ) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def bench_models(
     device: str = "auto",
     direction: Sequence[str] = DIRECTIONS,
     modes: Sequence[str] | None = None,
-    rounds: int = 7,
+    rounds: int = 5,
     seconds: float = 0.05,
     threads: int | None = None,
     output: Path | str | None = None,

@@ -91,6 +91,15 @@ def test_table_tells_what_auto_takes():
         assert first_words() == dict.fromkeys(kernels.OPERATORS, "reference")
 
 
+@pytest.mark.parametrize("operator", kernels.OPERATORS)
+def test_refusals_tell_why_auto_takes_what_it_takes(operator):
+    refusals = kernels.refusals(operator, x)
+    assert next(name for name, reason in refusals.items() if reason is None) == kernels.choose(operator, x=x)
+    assert list(refusals) == list(kernels.IMPLEMENTATIONS)
+    with kernels.prefer("reference"):
+        assert next(iter(kernels.refusals(operator))) == "reference"
+
+
 def test_implementation_that_refuses_is_passed_over_or_says_why(monkeypatch):
     module = types.ModuleType("picky")
     module.refusal = lambda x, *_: "it has float32" if x.dtype != torch.float32 else None

@@ -73,6 +73,12 @@ def test_wrong_gradient_is_refused():
         bench_models._check(net, this.images, this)
 
 
+def test_nothing_is_dropped_at_random():
+    for name in ("dwnet_nano", "test_efficientnet"):
+        net, images = bench_models._create(name).train(), torch.randn(2, 3, 24, 24)
+        assert torch.equal(net(images), net(images))
+
+
 def test_batch_norms_are_not_those_of_a_new_network():
     norms = [m for m in task("dwnet_nano", "inference").net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len({float(norm.running_mean[0]) for norm in norms}) == len(norms)
@@ -113,6 +119,7 @@ def test_work_of_known_numbers():
         ({"nets": ["dwnet_tinny"]}, "model: .* got 'dwnet_tinny'; the nearest are dwnet_tiny"),
         ({"modes": ["lazy"]}, "modes: expected one of 'eager', 'compiled', got 'lazy'"),
         ({"direction": ["forward"]}, "direction: expected one of 'inference', 'training', got 'forward'"),
+        ({"nets": ["test_vit"]}, "nets: test_vit does not take images of 24 px"),
         ({"batch": 0}, "batch: expected an int of at least 1, got 0"),
         ({"img_size": 0}, "img_size: expected an int of at least 1, got 0"),
         ({"dtype": "int8"}, "dtype: expected one of 'float32'"),

@@ -65,9 +65,9 @@ def bench_operators(
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    names = [known("ops", name, NAMES) for name in (NAMES if ops is None else ops)]
+    names = [known("ops", name, NAMES) for name in dict.fromkeys(NAMES if ops is None else ops)]
     shapes = _shapes(stages, shape)
-    directions = [choice("direction", name, DIRECTIONS) for name in direction]
+    directions = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
     chosen = _implementations(impls)
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
     batch = positive("batch", BATCH[device] if batch is None else batch)
@@ -118,7 +118,7 @@ def _entry(contender: Contender, this: Problem, direction: str) -> Entry:
 
 def _shapes(stages: Sequence[int] | None, shape: Sequence[int] | None) -> list[Shape]:
     if shape is None:
-        numbers = tuple(STAGES) if stages is None else stages
+        numbers = tuple(STAGES) if stages is None else tuple(dict.fromkeys(stages))
         for number in numbers:
             if number not in STAGES:
                 raise ValueError(f"stages: expected numbers among {', '.join(map(str, STAGES))}, got {number}")

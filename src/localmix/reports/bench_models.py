@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from localmix import kernels, models
@@ -84,18 +85,17 @@ def bench_models(
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
     batch = positive("batch", BATCH[device] if batch is None else batch)
     positive("img_size", img_size)
-    ways = [choice("direction", name, DIRECTIONS) for name in direction]
-    for mode in modes or ():
-        choice("modes", mode, MODES)
+    ways = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
+    chosen = None if modes is None else tuple(choice("modes", mode, MODES) for mode in dict.fromkeys(modes))
     timing = turns(rounds, seconds)
-    nets = NETS if nets is None else nets
-    costs = {name: cost(_create(name), img_size) for name in nets}
+    nets = NETS if nets is None else tuple(dict.fromkeys(nets))
+    costs = {name: _cost(name, img_size) for name in nets}
     with threads_of_cpu(threads), dynamo.patch(recompile_limit=8 * len(nets)):  # the networks share their code
         limits = measure(device, kind)
         settings = {"batch": batch, "dtype": dtype, "img_size": img_size, **timing}
         with Report("networks", settings, device, limits, output) as report:
             for way in ways:
-                tried = modes or (MODES if way == "inference" or device == "cuda" else MODES[:1])
+                tried = chosen or (MODES if way == "inference" or device == "cuda" else MODES[:1])
                 missing = compiler_missing(device) if "compiled" in tried else None
                 if missing:
                     report.leave_out({f"compiled networks, {way}": missing})
@@ -139,7 +139,7 @@ class Task:
     @cached_property
     def labels(self) -> Tensor:
         """[B]."""
-        return torch.arange(self.batch, device=self.device)
+        return torch.arange(self.batch, device=self.device) % 1000
 
     @cached_property
     def net(self) -> nn.Module:
@@ -256,8 +256,21 @@ def _check(net: nn.Module, images: Tensor, task: Task) -> None:
 
 
 def _create(name: str) -> nn.Module:
-    # a path that is dropped at random has no right result
-    return models.create_model(name, drop_path_rate=0.0)
+    net = models.create_model(name)
+    for module in net.modules():
+        # what is dropped at random has no right result
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+def _cost(name: str, img_size: int) -> Cost:
+    try:
+        return cost(_create(name), img_size)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"nets: {name} does not take images of {img_size} px: {error}") from error
 
 
 def _settled(net: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -39,10 +40,11 @@ class Report:
         self, kind: str, settings: dict[str, Any], device: str, limits: Limits, output: Path | str | None
     ) -> None:
         self.output = None if output is None else Path(output)
-        self.console = Console()
+        # the file is named because bars on stderr would catch what goes to stdout by its name
+        self.console = Console(file=sys.stdout)
         if not self.console.is_terminal:
             # nothing limits the width of a file
-            self.console = Console(width=200)
+            self.console = Console(file=sys.stdout, width=200)
         self.display = Display()
         self.results: dict[str, Any] = {
             "kind": kind,
@@ -57,9 +59,9 @@ class Report:
         }
 
     def __enter__(self) -> Report:
-        self.display.__enter__()
         for line in describe(self.results):
             self.console.print(line, highlight=False)
+        self.display.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -91,10 +93,11 @@ class Report:
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for line in lines:
             table.add_row(*line)
-        self.console.print(table)
-        for row in rows:
-            if row["refused"]:
-                self.console.print(f"  refused: {row['label']}: {row['refused']}", highlight=False, markup=False)
+        with self.display.paused():
+            self.console.print(table)
+            for row in rows:
+                if row["refused"]:
+                    self.console.print(f"  refused: {row['label']}: {row['refused']}", highlight=False, markup=False)
 
     def _write(self, output: Path) -> None:
         from localmix.reports.bench_figure import draw

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -43,6 +44,15 @@ class Display:
     def say(self, text: str) -> None:
         """Print lines, above the bars if there are any."""
         self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """No bars within it, so that what is printed to stdout meets none."""
+        self.bars.stop()
+        try:
+            yield
+        finally:
+            self.bars.start()
 
     def track(self, iterable: Iterable[Any], what: str, count: int) -> Iterator[Any]:
         """Hand on an iterable of `count` items under a bar."""

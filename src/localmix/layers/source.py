@@ -66,7 +66,7 @@ class HomogeneousKernel(nn.Module):
         self.kernel_size = arguments.pair("kernel_size", kernel_size)
         hidden = hidden_size(dim, reduction)
         self.reduce = Pointwise(dim, hidden, bias=False)
-        self.norm = nn.BatchNorm2d(hidden)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden)
         self.expand = Pointwise(hidden, dim * math.prod(self.kernel_size))
 
     def kernels(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class InhomogeneousKernel(nn.Module):
         self.num_groups = arguments.divides("num_groups", num_groups, "dim", dim)
         hidden = hidden_size(dim, reduction)
         self.reduce = Pointwise(dim, hidden)
-        self.norm = nn.BatchNorm2d(hidden)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden)
         self.expand = Pointwise(hidden, num_groups * num_taps)
 
     def hidden(self, x: Tensor) -> Tensor:

@@ -33,13 +33,13 @@ class DWNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = Pointwise(dim, dim, bias=False)
-        self.norm1 = nn.BatchNorm2d(dim)
+        self.norm1: nn.Module = nn.BatchNorm2d(dim)
         self.mixer = mixer
-        self.norm2 = nn.BatchNorm2d(dim)
+        self.norm2: nn.Module = nn.BatchNorm2d(dim)
         self.conv2 = Pointwise(dim, dim, bias=False)
-        self.norm3 = nn.BatchNorm2d(dim)
+        self.norm3: nn.Module = nn.BatchNorm2d(dim)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm4 = nn.BatchNorm2d(dim)
+        self.norm4: nn.Module = nn.BatchNorm2d(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

@@ -13,20 +13,38 @@
 
 namespace {
 
-// The weights of one position as float [K][lanes]: where they lie if that is how they lie, else in `scratch`.
+// The weights of some positions as float [count][K][lanes]: where they lie if that is how they lie, else in `scratch`.
 template <typename T>
-const float* weights_at(const Shape& s, const T* weight, int64_t position, float* scratch) {
-  const int64_t groups = s.problem.groups, of_tap = s.problem.weight_tap_stride, of_group = s.problem.weight_group_stride;
+const float* weights_at(const Shape& s, const T* weight, int64_t position, int64_t count, float* scratch) {
+  const int64_t groups = s.problem.groups, of_tap = s.problem.weight_tap_stride;
+  const int64_t of_group = s.problem.weight_group_stride;
   const T* source = weight + position * groups * s.taps;
   if (s.direct) return reinterpret_cast<const float*>(source);
-  if (of_group == 1) {
-    for (int64_t k = 0; k < s.taps; ++k)
-      for (int64_t g = 0; g < groups; ++g) scratch[k * s.lanes + g] = to_float(source[k * of_tap + g]);
-  } else {
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t k = 0; k < s.taps; ++k) scratch[k * s.lanes + g] = to_float(source[k * of_tap + g * of_group]);
+  for (int64_t i = 0; i < count; ++i, source += groups * s.taps) {
+    float* target = scratch + i * s.taps * s.lanes;
+    if (of_group == 1) {
+      for (int64_t k = 0; k < s.taps; ++k)
+        for (int64_t g = 0; g < groups; ++g) target[k * s.lanes + g] = to_float(source[k * of_tap + g]);
+    } else {
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t k = 0; k < s.taps; ++k) target[k * s.lanes + g] = to_float(source[k * of_tap + g * of_group]);
+    }
   }
   return scratch;
+}
+
+template <typename T>
+void put_weights(const Shape& s, const float* weight, int64_t count, T* target) {
+  const auto& p = s.problem;
+  for (int64_t i = 0; i < count; ++i, weight += s.taps * s.lanes, target += p.groups * s.taps)
+    for (int64_t k = 0; k < s.taps; ++k)
+      for (int64_t g = 0; g < p.groups; ++g)
+        target[k * p.weight_tap_stride + g * p.weight_group_stride] = from_float<T>(weight[k * s.lanes + g]);
+}
+
+// Scratch for the weights of a run of positions, none if they can be used where they lie.
+std::vector<float> scratch_of_weights(const Shape& s) {
+  return std::vector<float>(s.direct ? 0 : run_length(s) * s.taps * s.lanes, 0.0f);
 }
 
 template <typename T>
@@ -34,14 +52,16 @@ void forward(const LocalWeightProblem& p, const void* x_, const void* weight_, v
   const Shape s(p);
   const T *x = static_cast<const T*>(x_), *weight = static_cast<const T*>(weight_);
   T* y = static_cast<T*>(y_);
+  const int64_t run = run_length(s);
   SlidingRows<T> rows(s, x);
-  std::vector<float> packed(s.taps * s.lanes, 0.0f), sums(s.position);
+  std::vector<float> scratch = scratch_of_weights(s), sums(run * s.position);
   for (int64_t line = begin; line < end; ++line) {
     rows.move_to(line);
-    for (int64_t i = 0; i < p.width; ++i) {
-      const int64_t position = line * p.width + i;
-      sum_taps(s, weights_at(s, weight, position, packed.data()), rows.inputs.data(), i * s.position, sums.data());
-      gather(s, sums.data(), 1, y + position * p.groups * p.dim);
+    for (int64_t i = 0; i < p.width; i += run) {
+      const int64_t position = line * p.width + i, count = std::min(run, p.width - i);
+      const float* w = weights_at(s, weight, position, count, scratch.data());
+      sum_taps(s, w, rows.inputs.data(), i * s.position, sums.data(), count);
+      gather(s, sums.data(), count, y + position * p.groups * p.dim);
     }
   }
 }
@@ -52,9 +72,9 @@ void backward_x(
   const Shape s(p);
   const T *gradient = static_cast<const T*>(gradient_), *weight = static_cast<const T*>(weight_);
   T* of_x = static_cast<T*>(of_x_);
-  const int64_t channels = p.groups * p.dim, image = p.height * p.width * channels;
+  const int64_t channels = p.groups * p.dim, image = p.height * p.width * channels, run = run_length(s);
   Ring ring(s);
-  std::vector<float> packed(s.taps * s.lanes, 0.0f), g(s.position, 0.0f);
+  std::vector<float> scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
   std::vector<float*> inputs(s.taps);
   for (int64_t line = begin; line < end;) {
     // the rows [first, last) of one image are ours; output rows further off reach into them
@@ -64,10 +84,11 @@ void backward_x(
     for (int64_t h = first + s.top - s.rows + 1; h < last + s.top; ++h) {
       if (h >= 0 && h < p.height) {
         ring.point(h, first, last, inputs);
-        for (int64_t i = 0; i < p.width; ++i) {
-          const int64_t position = (b * p.height + h) * p.width + i;
-          spread(s, gradient + position * channels, 1, g.data());
-          scatter_taps(s, weights_at(s, weight, position, packed.data()), inputs.data(), i * s.position, g.data());
+        for (int64_t i = 0; i < p.width; i += run) {
+          const int64_t position = (b * p.height + h) * p.width + i, count = std::min(run, p.width - i);
+          spread(s, gradient + position * channels, count, g.data());
+          const float* w = weights_at(s, weight, position, count, scratch.data());
+          scatter_taps(s, w, inputs.data(), i * s.position, g.data(), count);
         }
       }
       // no later output row reaches row h - top
@@ -85,20 +106,18 @@ void backward_weight(
   const Shape s(p);
   const T *gradient = static_cast<const T*>(gradient_), *x = static_cast<const T*>(x_);
   T* of_weight = static_cast<T*>(of_weight_);
+  const int64_t run = run_length(s);
   SlidingRows<T> rows(s, x);
-  std::vector<float> packed(s.taps * s.lanes, 0.0f), g(s.position, 0.0f);
+  std::vector<float> scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
   for (int64_t line = begin; line < end; ++line) {
     rows.move_to(line);
-    for (int64_t i = 0; i < p.width; ++i) {
-      const int64_t position = line * p.width + i;
-      spread(s, gradient + position * p.groups * p.dim, 1, g.data());
+    for (int64_t i = 0; i < p.width; i += run) {
+      const int64_t position = line * p.width + i, count = std::min(run, p.width - i);
+      spread(s, gradient + position * p.groups * p.dim, count, g.data());
       T* target = of_weight + position * p.groups * s.taps;
-      float* w = s.direct ? reinterpret_cast<float*>(target) : packed.data();
-      dot_taps(s, w, rows.inputs.data(), i * s.position, g.data());
-      if (s.direct) continue;
-      for (int64_t k = 0; k < s.taps; ++k)
-        for (int64_t j = 0; j < p.groups; ++j)
-          target[k * p.weight_tap_stride + j * p.weight_group_stride] = from_float<T>(w[k * s.lanes + j]);
+      float* w = s.direct ? reinterpret_cast<float*>(target) : scratch.data();
+      dot_taps(s, w, rows.inputs.data(), i * s.position, g.data(), count);
+      if (!s.direct) put_weights(s, w, count, target);
     }
   }
 }

@@ -36,6 +36,12 @@ struct Shape {
   bool direct;      // the weights can be read where they lie
 };
 
+// Positions of a line that are taken together: their weights stay in the second-level cache.
+inline int64_t run_length(const Shape& s) {
+  constexpr int64_t floats = 1 << 16;
+  return std::max<int64_t>(1, std::min(s.problem.width, floats / (s.taps * s.lanes)));
+}
+
 // Calls f with dim, as a constant where it is a usual one: a stride known to the compiler is a shuffle, not a gather.
 template <typename F>
 inline void with_dim(int64_t dim, F f) {
@@ -158,56 +164,72 @@ inline void for_blocks(const Shape& s, F f) {
   channels(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
 }
 
-// y = sum over taps of weight * x for one position: weight [K][lanes], inputs at float `at`, y [D][lanes].
-inline void sum_taps(const Shape& s, const float* weight, const float* const* inputs, int64_t at, float* y) {
+// A block goes through all positions of a run before the next one comes: its inputs, 7 x 7 of them, then stay in the
+// first-level cache, and each position brings one column of new ones.
+
+// y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs:
+// weight [count][K][lanes], y [count][D][lanes].
+inline void sum_taps(
+    const Shape& s, const float* weight, const float* const* inputs, int64_t at, float* y, int64_t count) {
   for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
-    Vector sums[vectors][dims] = {};
-    for (int64_t k = 0; k < s.taps; ++k) {
-      const float* x = inputs[k] + at + block;
-      for (int j = 0; j < vectors; ++j) {
-        const Vector w = load(weight + k * s.lanes + v + j * kLanes);
-        for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * s.lanes + j * kLanes);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* weights = weight + i * s.taps * s.lanes + v;
+      Vector sums[vectors][dims] = {};
+      for (int64_t k = 0; k < s.taps; ++k) {
+        const float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          const Vector w = load(weights + k * s.lanes + j * kLanes);
+          for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * s.lanes + j * kLanes);
+        }
       }
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) store(y + i * s.position + block + d * s.lanes + j * kLanes, sums[j][d]);
     }
-    for (int j = 0; j < vectors; ++j)
-      for (int d = 0; d < dims; ++d) store(y + block + d * s.lanes + j * kLanes, sums[j][d]);
   });
 }
 
-// inputs += weight * y for one position, into each tap that has an input.
-inline void scatter_taps(const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y) {
+// inputs += weight * y for the positions of a run, into each tap that has an input.
+inline void scatter_taps(
+    const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y, int64_t count) {
   for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
-    Vector g[vectors][dims];
-    for (int j = 0; j < vectors; ++j)
-      for (int d = 0; d < dims; ++d) g[j][d] = load(y + block + d * s.lanes + j * kLanes);
-    for (int64_t k = 0; k < s.taps; ++k) {
-      if (!inputs[k]) continue;
-      float* x = inputs[k] + at + block;
-      for (int j = 0; j < vectors; ++j) {
-        const Vector w = load(weight + k * s.lanes + v + j * kLanes);
-        for (int d = 0; d < dims; ++d) {
-          float* target = x + d * s.lanes + j * kLanes;
-          store(target, load(target) + w * g[j][d]);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* weights = weight + i * s.taps * s.lanes + v;
+      Vector g[vectors][dims];
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+      for (int64_t k = 0; k < s.taps; ++k) {
+        if (!inputs[k]) continue;
+        float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          const Vector w = load(weights + k * s.lanes + j * kLanes);
+          for (int d = 0; d < dims; ++d) {
+            float* target = x + d * s.lanes + j * kLanes;
+            store(target, load(target) + w * g[j][d]);
+          }
         }
       }
     }
   });
 }
 
-// weight = sum over the channels of a group of inputs * y for one position, for each tap.
-inline void dot_taps(const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y) {
+// weight = sum over the channels of a group of inputs * y for the positions of a run, for each tap.
+inline void dot_taps(
+    const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y, int64_t count) {
   for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
     const bool add = block >= s.lanes;  // other channels of these groups are in already
-    Vector g[vectors][dims];
-    for (int j = 0; j < vectors; ++j)
-      for (int d = 0; d < dims; ++d) g[j][d] = load(y + block + d * s.lanes + j * kLanes);
-    for (int64_t k = 0; k < s.taps; ++k) {
-      const float* x = inputs[k] + at + block;
-      for (int j = 0; j < vectors; ++j) {
-        float* target = weight + k * s.lanes + v + j * kLanes;
-        Vector sum = g[j][0] * load(x + j * kLanes);
-        for (int d = 1; d < dims; ++d) sum += g[j][d] * load(x + d * s.lanes + j * kLanes);
-        store(target, add ? load(target) + sum : sum);
+    for (int64_t i = 0; i < count; ++i) {
+      float* weights = weight + i * s.taps * s.lanes + v;
+      Vector g[vectors][dims];
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+      for (int64_t k = 0; k < s.taps; ++k) {
+        const float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          float* target = weights + k * s.lanes + j * kLanes;
+          Vector sum = g[j][0] * load(x + j * kLanes);
+          for (int d = 1; d < dims; ++d) sum += g[j][d] * load(x + d * s.lanes + j * kLanes);
+          store(target, add ? load(target) + sum : sum);
+        }
       }
     }
   });

@@ -77,16 +77,18 @@ void projected_forward(
   const int64_t fitting = std::max<int64_t>(kScratchFloats / each / kRows, 1) * kRows;
   const int64_t chunk = std::min(fitting, round_up((end - begin) * p.width, kRows));
   SlidingRows<T> rows(s, x);
-  std::vector<float> features(chunk * p.rank, 0.0f), weights(chunk * each), sums(s.position);
+  std::vector<float> features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
   for (int64_t first = begin * p.width; first < last; first += chunk) {
-    const int64_t count = std::min(chunk, last - first);
-    for (int64_t n = 0; n < count * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
-    make_weights(s, features.data(), given->packed, round_up(count, kRows), weights.data());
-    for (int64_t n = 0; n < count; ++n) {
-      const int64_t position = first + n, i = position % p.width;
+    const int64_t beyond = std::min(first + chunk, last);
+    for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
+    make_weights(s, features.data(), given->packed, round_up(beyond - first, kRows), weights.data());
+    for (int64_t position = first; position < beyond;) {
+      // as many of them as lie on one line
+      const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
       if (i == 0 || position == begin * p.width) rows.move_to(position / p.width);
-      sum_taps(s, weights.data() + n * each, rows.inputs.data(), i * s.position, sums.data());
-      gather(s, sums.data(), 1, y + position * p.groups * p.dim);
+      sum_taps(s, &weights[(position - first) * each], rows.inputs.data(), i * s.position, sums.data(), count);
+      gather(s, sums.data(), count, y + position * p.groups * p.dim);
+      position += count;
     }
   }
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 import localmix
+from localmix.tasks.parallel import cpu_cores
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -34,11 +34,6 @@ def environment(device: str) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         },
     }
-
-
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command() -> str:

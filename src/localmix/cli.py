@@ -7,13 +7,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; gives the exit status: 0 done, 2 a wrong request, 130 interrupted."""
+    """Runs one command; gives the exit status: 0 done, 1 done in part, 2 a wrong request, 130 interrupted."""
     args = _parser().parse_args(arguments)
     try:
         return args.run(args)
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", "classify images with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
+        ("bench", "time operators and networks beside other ways to compute them", _add_bench, _bench),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         add_arguments(command)
@@ -118,6 +120,96 @@ def _convert(args: argparse.Namespace) -> int:
     from localmix.models.convert import convert_file
 
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
+    return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--info", action="store_true", help="say what was built and which implementations run here")
+    parser.set_defaults(bench=None)
+    parts = parser.add_subparsers(metavar="PART")
+    for name, summary, add_arguments, run in (
+        ("ops", "time the operators at the sizes of the tiny networks", _add_bench_ops, _bench_ops),
+        ("models", "time networks, for inference and in training", _add_bench_models, _bench_models),
+        ("docs", "write a page about results", _add_bench_docs, _bench_docs),
+    ):
+        part = parts.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        add_arguments(part)
+        part.set_defaults(bench=run)
+
+
+def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ops", nargs="+", metavar="OPERATOR", help="such as window_attention or window_attention_shifted (all)")
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--stages", nargs="+", type=int, metavar="N", help="of the tiny networks at 224 px (1 2 3 4)")
+    shapes.add_argument("--shape", nargs=3, type=int, metavar=("H", "W", "C"), help="one map instead of the stages")
+    add("--batch", type=int, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
+    _add_bench_common(parser, ("forward", "backward"))
+    add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
+    add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
+    add("--rounds", type=int, default=10, metavar="N", help="timed turns of each (%(default)s)")
+    add("--seconds", type=float, default=0.02, metavar="S", help="least duration of a turn (%(default)s)")
+
+
+def _add_bench_models(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--nets", nargs="+", metavar="MODEL", help="networks by their timm names (tiny ones, and timm's Swin)")
+    add("--batch", type=int, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
+    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
+    _add_bench_common(parser, ("inference", "training"))
+    add("--modes", nargs="+", metavar="MODE", help="eager, compiled (both, but eager to train on a CPU)")
+    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--seconds", type=float, default=0.05, metavar="S", help="least duration of a turn (%(default)s)")
+
+
+def _add_bench_common(parser: argparse.ArgumentParser, directions: tuple[str, str]) -> None:
+    add = parser.add_argument
+    add("--dtype", default="float32", metavar="DTYPE", help="float32, bfloat16 or float16 (%(default)s)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
+    add("--direction", nargs="+", default=directions, metavar="WAY", help=f"{' and '.join(directions)} (both)")
+    add("--threads", type=int, metavar="N", help="of the CPU (as many as PyTorch takes)")
+    add("--output", type=Path, metavar="DIR", help="to write results.json, table.md and figure.png into")
+
+
+def _add_bench_docs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results", type=Path, nargs="+", metavar="FOLDER", help="what --output was, or a folder of such"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.md")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.info:
+        from localmix.reports.info import info
+
+        print(info())
+        return 0
+    if args.bench is None:
+        raise ValueError("bench: expected ops, models, docs or --info, got nothing")
+    return args.bench(**{k: v for k, v in vars(args).items() if k not in ("run", "bench", "info", "traceback")})
+
+
+def _bench_ops(**options: Any) -> int:
+    from localmix.reports.bench import bench_operators
+
+    return _refused(bench_operators(**options))
+
+
+def _bench_models(**options: Any) -> int:
+    from localmix.reports.bench_models import bench_models
+
+    return _refused(bench_models(**options))
+
+
+def _refused(results: dict[str, Any]) -> int:
+    """1 if a row was not timed because its numbers were wrong."""
+    return int(any(row["refused"] for row in results["rows"]))
+
+
+def _bench_docs(results: Sequence[Path], output: Path) -> int:
+    from localmix.reports.speed import write_page
+
+    print(write_page(results, output))
     return 0
 
 

@@ -25,6 +25,19 @@ def test_a_last_digit_is_allowed_where_eager_is_exact():
         assert_within_budget((half + 2 * eps).bfloat16(), half, half.bfloat16())
 
 
+def test_a_long_sum_may_be_in_any_order():
+    terms = torch.randn(10_000, 64, dtype=torch.float64)
+    exact, pairwise = terms.sum(0), terms.float().sum(0)
+    in_order = torch.zeros(64)
+    for row in terms.float():
+        in_order += row
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_within_budget(in_order, exact, pairwise)
+    assert_within_budget(in_order, exact, pairwise, summands=10_000)
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_within_budget(in_order - terms.float()[7], exact, pairwise, summands=10_000)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_not_finite(value):
     actual = reference.float()

@@ -121,11 +121,6 @@ def test_nets_of_timm_stand_beside_those_of_the_mixers(few_images, tmp_path):
     assert results["rows"][1]["connectivity"] is None
 
 
-def test_loss_that_is_not_a_number_is_null(tmp_path):
-    module._write_json(tmp_path / "a.json", {"loss": [float("nan"), float("inf"), 1.5]})
-    assert strict((tmp_path / "a.json").read_text()) == {"loss": [None, None, 1.5]}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

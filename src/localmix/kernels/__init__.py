@@ -91,11 +91,23 @@ def prefer(impl: str) -> Generator[None]:
         _auto = before
 
 
+def refusals(operator: str, x: Tensor | None = None) -> dict[str, str | None]:
+    """Every implementation, the preferred ones first, and why "auto" passes it over for an input such as x.
+
+    None stands for one that can serve: "auto" takes the first of these.
+
+    >>> refusals("local_mlp")["native"]
+    'it has none'
+    """
+    arguments.choice("operator", operator, OPERATORS)
+    return {name: _refusal(name, operator, x, False) for name in _auto}
+
+
 def table() -> str:
     """What "auto" takes for each operator on this machine, and what else there is: a line each."""
     lines = []
     for operator in OPERATORS:
-        have = [name for name in _auto if _refusal(name, operator, None, False) is None]
+        have = [name for name, reason in refusals(operator).items() if reason is None]
         lines.append(f"{operator:38}{have[0]:12}(also {', '.join(have[1:])})")
     return "\n".join(lines)
 

@@ -1,1 +1,1 @@
-"""Measurements of networks: cost, comparison, explanation. Imported by nothing below the command line."""
+"""Measurements of networks: cost, comparison, speed, explanation. Imported by nothing below the command line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,9 +18,11 @@ from rich.table import Table
 from localmix.arguments import choice, positive
 from localmix.axes import MIXERS
 from localmix.models import create_model
+from localmix.reports.bench_rows import known_device
 from localmix.reports.cost import Cost, cost
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Bar, Display
+from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.data import EMBEDDED, Images, load_images
@@ -104,7 +105,7 @@ def compare(
     if not lr > 0:
         raise ValueError(f"lr: expected more than 0, got {lr}")
     augment = data != EMBEDDED if augment is None else augment
-    device = _device(device)
+    device = known_device(device)
     cores = cpu_cores()
     if processes is None:
         processes = min(cores, len(nets) * len(seeds)) if device == "cpu" else 1
@@ -178,7 +179,7 @@ def compare(
         "command": command(),
         "commit": commit(),
     }
-    _write_json(output / "results.json", results)
+    write_json(output / "results.json", results)
     _report(results, output)
     return results
 
@@ -222,7 +223,7 @@ class Run:
             # Sums depend on the number of threads: what was begun with so many goes on with as many.
             threads = json.loads(path.read_text())["threads"]
         else:
-            _write_json(path, {**self.settings, "threads": threads})
+            write_json(path, {**self.settings, "threads": threads})
         return Job(
             recipe={name: self.settings[name] for name in RECIPE},
             folder=self.folder,
@@ -260,7 +261,7 @@ class Progress(Events):
     def end(self, job: int, result: dict[str, Any]) -> None:
         self.bars.pop(job).remove()
         run = self.runs[job]
-        _write_json(run.folder / "result.json", {**run.settings, **result})
+        write_json(run.folder / "result.json", {**run.settings, **result})
 
 
 def _nets(mixers: Sequence[str] | None, models: Sequence[str] | None, size: str) -> dict[str, str | None]:
@@ -279,13 +280,6 @@ def _distinct(name: str, values: Sequence[Any]) -> list[Any]:
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{name}: expected one or more different values, got {list(values)}")
     return list(values)
-
-
-def _device(device: str) -> str:
-    choice("device", device, ("auto", "cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected 'cpu' or 'auto', got 'cuda', and PyTorch sees no CUDA device")
-    return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
 
 
 def _cost(model: str, images: Images) -> Cost:
@@ -411,17 +405,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['inference_images_per_second']:,.0f}",
         f"{100 * row['top1_mean']:.2f}{std}",
     ]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity, which the loss of a run that diverged may be: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,22 +18,32 @@ from localmix.tasks.parallel import cpu_cores
 
 def environment(device: str) -> dict[str, Any]:
     """Versions and hardware, in plain values."""
-    packages = ("torch", "timm", "lightning", "numpy")
+    packages = {
+        name: version(name) for name in ("torch", "triton", "timm", "lightning", "numpy", "natten", "flash-attn")
+    }
     return {
         "versions": {
             "localmix": localmix.__version__,
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: number for name, number in packages.items() if number},
         },
         "hardware": {
             "platform": platform.platform(),
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "cpu_cores": cpu_cores(),
             "threads": torch.get_num_threads(),
             "device": device,
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         },
     }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def command() -> str:
@@ -59,7 +69,8 @@ def commit() -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Of the processor, as the operating system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

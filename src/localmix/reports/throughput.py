@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +11,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from localmix.reports.timing import take_turns
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ def throughput(
         seconds: least duration of a turn [s].
         tick: called after each of the 2 * len(nets) * rounds turns.
     """
-    training = _take_turns({name: _training(net, images, labels) for name, net in nets.items()}, rounds, seconds, tick)
-    inference = _take_turns({name: _inference(net, images) for name, net in nets.items()}, rounds, seconds, tick)
-    return {name: Throughput(len(images) / training[name], len(images) / inference[name]) for name in nets}
+    turns = {"rounds": rounds, "seconds": seconds, "tick": tick}
+    training = take_turns({name: training_step(net, images, labels) for name, net in nets.items()}, **turns)
+    inference = take_turns({name: inference_pass(net, images) for name, net in nets.items()}, **turns)
+    return {name: Throughput(*(len(images) / median(times[name]) for times in (training, inference))) for name in nets}
 
 
-def _training(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def training_step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A call that trains the net for one step: forward, backward, AdamW."""
     optimizer = create_optimizer_v2(net, opt="adamw", lr=1e-4, fused=True)
 
     def step() -> None:
@@ -61,7 +64,8 @@ def _training(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], No
     return step
 
 
-def _inference(net: nn.Module, images: Tensor) -> Callable[[], None]:
+def inference_pass(net: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A call that runs the net in evaluation mode."""
     net.zero_grad(set_to_none=True)
 
     @torch.inference_mode()
@@ -70,33 +74,3 @@ def _inference(net: nn.Module, images: Tensor) -> Callable[[], None]:
         net(images)
 
     return run
-
-
-def _take_turns(
-    passes: dict[str, Callable[[], None]], rounds: int, seconds: float, tick: Callable[[], Any]
-) -> dict[str, float]:
-    """Median seconds of each pass."""
-    repeats = {}
-    for name, run in passes.items():
-        _time(run, 1)
-        repeats[name] = max(1, round(seconds / _time(run, 1)))
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    for _ in range(rounds):
-        for name, run in passes.items():
-            times[name].append(_time(run, repeats[name]))
-            tick()
-    return {name: median(values) for name, values in times.items()}
-
-
-def _time(run: Callable[[], None], repeats: int) -> float:
-    _synchronise()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    _synchronise()
-    return (time.perf_counter() - start) / repeats
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()

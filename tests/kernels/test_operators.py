@@ -207,6 +207,25 @@ def test_weights_made_in_many_strips(monkeypatch, impl, kernel, dilation, dtype)
     check_operator(operator, *make(operator, geometry, dtype), impl=impl)
 
 
+@pytest.mark.skipif(bool(native.MISSING), reason=str(native.MISSING))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("operator", "geometry"),
+    [
+        # weights of 36 positions at a time, in the middle of a line; the last ones fill no block of the product
+        ("projected_inhomogeneous_convolution", ((9, 7), 64, 32, (7, 7), (1, 1))),
+        ("inhomogeneous_convolution", ((2, 19), 33, 33, (11, 13), (1, 1))),
+    ],
+)
+def test_maps_taken_in_many_runs(operator, geometry, dtype):
+    """So many weights at a position that the CPU kernels take a line in parts."""
+    check_operator(operator, *make(operator, geometry, dtype), impl="native")
+    if operator == "inhomogeneous_convolution":
+        tensors, options, gradient = make(operator, geometry, dtype)
+        tensors["weight"] = tensors["weight"].transpose(3, 4).contiguous().transpose(3, 4)
+        check_operator(operator, tensors, options, gradient, impl="native")
+
+
 @every_implementation
 def test_second_derivatives_are_within_the_budget(impl, operator):
     """Of the squares of output and gradients, so that every tensor takes part."""

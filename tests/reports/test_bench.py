@@ -7,7 +7,7 @@ import torch
 from localmix import kernels
 from localmix.cli import main
 from localmix.kernels import aten
-from localmix.reports import bench, bench_report, bench_rows, contenders, limits
+from localmix.reports import bench, bench_report, bench_rows, contenders, limits, peers_attention
 from localmix.reports.bench import bench_operators
 from localmix.reports.gate import Call, refusal
 from localmix.reports.limits import Limits, Work
@@ -65,6 +65,16 @@ def test_attention_without_bias_passes_the_gate(name):
     ]
     assert len(calls) == 2
     assert not any(refusal(call, "forward") for call in calls)
+
+
+@pytest.mark.filterwarnings("ignore:.*without torch.compile")
+@pytest.mark.parametrize("name", ["window_attention", SHIFTED, "neighborhood_attention"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rules_of_flex_attention_are_those_of_the_operators(monkeypatch, name, bias):
+    """What runs compiled on a GPU, here as plain PyTorch; its backward pass needs the GPU."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    this = small(name, bias=bias)
+    assert refusal(Call(peers_attention.flex_attention(this), this), "forward") is None
 
 
 def test_compiled_peer_passes_the_gate():

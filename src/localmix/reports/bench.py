@@ -15,7 +15,7 @@ from localmix.arguments import choice, positive
 from localmix.reports.bench_report import Report
 from localmix.reports.bench_rows import DTYPES, Entry, known, known_device, threads_of_cpu, timed_rows, turns
 from localmix.reports.contenders import Contender, own
-from localmix.reports.gate import Call, refusal
+from localmix.reports.gate import Call, reason, refusal
 from localmix.reports.limits import measure
 from localmix.reports.peers import PEERS, peers
 from localmix.reports.problems import DIRECTIONS, HEAD_DIM, NAMES, STAGES, Problem, Shape, cases, problem
@@ -91,28 +91,28 @@ def bench_operators(
 def _entry(contender: Contender, this: Problem, direction: str) -> Entry:
     call = Call(contender, this)
     dtype = str(this.dtype).removeprefix("torch.")
-    entry = Entry(
-        contender.name,
-        {
-            "group": f"{this.name} {' x '.join(map(str, this.shape))} {dtype}, {direction}",
-            "name": this.name,
-            "shape": list(this.shape),
-            "dtype": dtype,
-            "direction": direction,
-            "implementation": contender.name,
-            "is_ours": contender.is_ours,
-            "is_auto": contender.is_ours and contender.name == kernels.choose(this.operator, x=this.first),
-        },
-        this.work(direction),
-        run=call.forward,
-        refused=refusal(call, direction),
-    )
-    if entry.refused is None:
+    facts = {
+        "group": f"{this.name} {' x '.join(map(str, this.shape))} {dtype}, {direction}",
+        "name": this.name,
+        "shape": list(this.shape),
+        "dtype": dtype,
+        "direction": direction,
+        "implementation": contender.name,
+        "is_ours": contender.is_ours,
+        "is_auto": contender.is_ours and contender.name == kernels.choose(this.operator, x=this.first),
+    }
+    entry = Entry(contender.name, facts, this.work(direction), call.forward, refusal(call, direction))
+
+    def weigh() -> None:
         whole: Callable[[], Any] = call.forward
         if direction == "backward":
             gradient = call.gradient(this.gradient)
             entry.run, whole = partial(call.backward, gradient), partial(call.training, gradient)
         entry.peak_bytes = peak_bytes(whole, this.device)
+
+    if entry.refused is None:
+        # the last call that may fail: with a graph of every other one kept, memory may be short
+        entry.refused = reason(weigh)
     return entry
 
 

@@ -26,18 +26,22 @@ class Call:
         prepared = contender.prepare(**problem.tensors)
         self.inputs = {name: t.detach() for name, t in prepared.items()}
         self.leaves = {name: t.detach().requires_grad_() for name, t in prepared.items()}
-        self.output: Tensor | None = None
+        self._output: Tensor | None = None
 
     @torch.no_grad()
     def forward(self) -> Tensor:
         """The output, as in inference."""
         return self.contender.run(**self.inputs)
 
+    def kept(self) -> Tensor:
+        """The output with the graph behind it; the forward pass is run once."""
+        if self._output is None:
+            self._output = self.contender.run(**self.leaves)
+        return self._output
+
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of all inputs; the forward pass is run once and kept."""
-        if self.output is None:
-            self.output = self.contender.run(**self.leaves)
-        return torch.autograd.grad(self.output, tuple(self.leaves.values()), gradient, retain_graph=True)
+        """The gradients of all inputs, from the forward pass that is kept."""
+        return torch.autograd.grad(self.kept(), tuple(self.leaves.values()), gradient, retain_graph=True)
 
     def training(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Forward and backward pass."""
@@ -45,9 +49,8 @@ class Call:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """A gradient [B, H, W, ...] of the finished output, in the layout of the output."""
-        output = self.forward().requires_grad_()
-        with torch.enable_grad():
-            (laid_out,) = torch.autograd.grad(self.contender.finish(output), output, gradient)
+        output = self.kept().detach().requires_grad_()
+        (laid_out,) = torch.autograd.grad(self.contender.finish(output), output, gradient)
         return torch.empty_like(output).copy_(laid_out)
 
     def results(self, direction: str) -> Tensors:
@@ -60,9 +63,8 @@ class Call:
         leaves = {name: t.detach().requires_grad_() for name, t in self.problem.tensors.items()}
         prepared = self.contender.prepare(**leaves)
         sent_back = torch.autograd.grad(tuple(prepared.values()), tuple(leaves.values()), gradients)
-        assert self.output is not None
         results = {f"gradient of {name}": g for name, g in zip(leaves, sent_back, strict=True)}
-        return {"output": self.contender.finish(self.output.detach()), **results}
+        return {"output": self.contender.finish(self.kept().detach()), **results}
 
 
 def refusal(call: Call, direction: str) -> str | None:

@@ -12,6 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("src/localmix/kernels/csrc")
+KERNELS = ("local_weight.cpp", "projected_weight.cpp")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 INSTRUCTION_SETS = {
     # name: (bytes of a vector, flags of the compiler)
@@ -22,16 +23,17 @@ INSTRUCTION_SETS = {
 
 
 class BuildKernels(build_ext):
-    """Compiles local_weight.cpp once per instruction set; which one runs is decided where it is loaded."""
+    """Compiles the kernels once per instruction set; which one runs is decided where they are loaded."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links one shared library with a plain C interface."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
+        # The portable objects come first: of an inline function that several of them hold, the linker keeps the first.
         objects = []
         for name, (vector_bytes, flags) in INSTRUCTION_SETS.items():
             if name == "generic" or x86:
                 objects += self.compiler.compile(
-                    [str(CSRC / "local_weight.cpp")],
+                    [str(CSRC / source) for source in KERNELS],
                     output_dir=str(Path(self.build_temp) / name),
                     macros=[("LOCALMIX_ISA", name), ("LOCALMIX_VECTOR_BYTES", str(vector_bytes))],
                     extra_postargs=[*FLAGS, *flags],
@@ -53,8 +55,8 @@ setup(
     ext_modules=[
         Extension(
             "localmix.kernels._native",
-            sources=[str(CSRC / "local_weight.cpp"), str(CSRC / "dispatch.cpp")],
-            depends=[str(CSRC / "local_weight.h")],
+            sources=[str(CSRC / source) for source in (*KERNELS, "dispatch.cpp")],
+            depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
             optional=True,
         )
     ],

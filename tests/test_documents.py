@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from localmix import kernels
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
 IDS = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -34,6 +36,12 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, document.name, "exec"), namespace)
     assert "import" in "".join(blocks) or not blocks
+
+
+@pytest.mark.parametrize("name", ["kernels.md", "mixers.md"])
+def test_every_implementation_has_a_row(name):
+    rows = re.findall(r'^\| `"?(\w+)"?` \|', (ROOT / "docs" / name).read_text(), re.MULTILINE)
+    assert [row for row in rows if row not in ("impl", "auto")] == list(kernels.IMPLEMENTATIONS)
 
 
 def test_the_figure_of_the_readme_is_drawn_by_its_example(tmp_path):

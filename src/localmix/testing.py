@@ -73,7 +73,13 @@ def output_and_gradients(
 
 
 def check_operator(
-    operator: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any], gradient: Tensor, *, impl: str
+    operator: str,
+    tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    gradient: Tensor,
+    *,
+    impl: str,
+    summands: int = 0,
 ) -> None:
     """Raises unless the output and every gradient of an operator of `localmix.kernels` is within the budget.
 
@@ -83,6 +89,7 @@ def check_operator(
         options: its other arguments.
         gradient: of the output.
         impl: the implementation under test.
+        summands: see `assert_within_budget`.
 
     Raises:
         AssertionError: what `assert_within_budget` raises.
@@ -96,4 +103,5 @@ def check_operator(
     exact = {name: t.double() for name, t in tensors.items()}
     reference = output_and_gradients(definition, exact, options, gradient.double())
     for name, result in actual.items():
-        assert_within_budget(result, reference[name], eager[name], name=f"{name} of {operator} ({impl})")
+        label = f"{name} of {operator} ({impl})"
+        assert_within_budget(result, reference[name], eager[name], name=label, summands=summands)

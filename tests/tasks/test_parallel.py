@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
-from localmix.tasks.parallel import Events, Job, train_all
+from localmix.tasks.data import load_images
+from localmix.tasks.parallel import Events, Job, cpu_cores, train_all
 
 
 def job(folder, **changes):
@@ -20,6 +23,13 @@ class Record(Events):
 
     def end(self, job, result):
         self.ends[job] = result
+
+
+def test_a_system_without_affinity_counts_its_cores(tmp_path, photographs, monkeypatch):
+    """Such as macOS: a folder of images is read there too."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cpu_cores() == os.cpu_count()
+    assert len(load_images(str(photographs(tmp_path, {"cat": 3, "dog": 3}))).train) == 4
 
 
 @pytest.mark.timeout(600)

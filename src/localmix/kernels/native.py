@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,6 @@ def projected_inhomogeneous_convolution(
     num_groups: int,
     dilation: Pair,
 ) -> Tensor:
-    # groups innermost, as the kernels read weights fastest
-    projection = projection.unflatten(0, (num_groups, -1)).transpose(0, 1).flatten(0, 1)
-    if projection_bias is None:
-        projection_bias = projection.new_zeros(projection.shape[0])
-    else:
-        projection_bias = projection_bias.unflatten(0, (num_groups, -1)).t().flatten()
     operator = torch.ops.localmix.projected_local_weight
     return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
 
@@ -159,20 +153,19 @@ def _projected_forward(
     x: Tensor,
     hidden: Tensor,
     projection: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """`_forward` with weights [B, H, W, K, G] = hidden [B, H, W, R] @ projection.T + bias, projection [K * G, R]."""
-    x, hidden = x.contiguous(), hidden.contiguous()
-    batch, height, width, _ = x.shape
+    """`_forward` with weights [B, H, W, G * K] = hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
+    x, hidden, projection = x.contiguous(), hidden.contiguous(), projection.contiguous()
+    bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
-    lines = max(1, _STRIP_BYTES // (width * projection.shape[0] * x.element_size()))
-    for first in range(0, batch * height, lines):
-        last = min(first + lines, batch * height)
-        weight = _project(hidden, projection, bias, first, last)
-        _run(_FORWARD, x, weight, y, x, num_groups, kernel_size, dilation, lines=(first, last), weight_line=first)
+    problem = _problem(x, num_groups, kernel_size, dilation, rank=hidden.shape[3])
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (x, hidden, projection, bias, y)]
+    if _library().localmix_projected_local_weight(ctypes.byref(problem), *pointers, _num_threads()):
+        raise MemoryError(_NO_MEMORY)
     return y
 
 
@@ -181,7 +174,7 @@ def _(
     x: Tensor,
     hidden: Tensor,
     projection: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
@@ -195,36 +188,41 @@ def _projected_backward(
     x: Tensor,
     hidden: Tensor,
     projection: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, hidden, projection and bias; the weights are made again, some rows of an image at a time."""
+    """Gradients of x, hidden, projection and bias; the weights are made again, some lines of the maps at a time."""
     gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
-    batch, height, width, _ = x.shape
+    height, width = x.shape[1:3]
+    # groups innermost, as the kernels read weights fastest
+    factor = projection.unflatten(0, (num_groups, -1)).transpose(0, 1).flatten(0, 1)  # [K * G, R]
+    offset = projection.new_zeros(num_groups, factor.shape[0] // num_groups)
+    offset = (offset if bias is None else bias.view_as(offset)).t().flatten()
     of_x, of_hidden = torch.empty_like(x), torch.empty_like(hidden)
-    of_projection = torch.zeros_like(projection, dtype=torch.float32)
-    of_bias = torch.zeros_like(bias, dtype=torch.float32)
+    of_factor = torch.zeros_like(factor, dtype=torch.float32)
+    of_offset = torch.zeros_like(offset, dtype=torch.float32)
     reach = dilation[0] * (kernel_size[0] - 1)
-    top = reach // 2
-    rows = max(2 * reach, _STRIP_BYTES // (width * projection.shape[0] * x.element_size()), 1)
-    for image in range(batch):
-        for start in range(0, height, rows):
-            stop = min(start + rows, height)
-            lines = (image * height + start, image * height + stop)
-            # rows of y that reach into these rows of x
-            low, high = max(0, start + top - reach), min(height, stop + top)
-            weight = _project(hidden, projection, bias, image * height + low, image * height + high)
-            sizes = (x, num_groups, kernel_size, dilation)
-            _run(_BACKWARD_X, gradient, weight, of_x, *sizes, lines=lines, weight_line=image * height + low)
-            of_weight = weight[: (stop - start) * width]
-            _run(_BACKWARD_WEIGHT, gradient, x, of_weight, *sizes, lines=lines, weight_line=lines[0])
-            features = _positions(hidden, *lines)
-            torch.mm(of_weight, projection, out=_positions(of_hidden, *lines))
-            of_projection += of_weight.t() @ features
-            of_bias += of_weight.sum(0, dtype=torch.float32)
-    return of_x, of_hidden, of_projection.to(projection.dtype), of_bias.to(bias.dtype)
+    top, sizes = reach // 2, (x, num_groups, kernel_size, dilation)
+    for first, last in _strips(x, factor.shape[0], reach):
+        # lines of y that reach into these lines of x; none of another image does
+        start, stop = first // height * height, -(-last // height) * height
+        low, high = max(start, first + top - reach), min(stop, last + top)
+        weight = torch.addmm(offset, _positions(hidden, low, high), factor.t())
+        _run(_BACKWARD_X, gradient, weight, of_x, *sizes, lines=(first, last), weight_line=low)
+        of_weight = weight[: (last - first) * width]
+        _run(_BACKWARD_WEIGHT, gradient, x, of_weight, *sizes, lines=(first, last), weight_line=first)
+        torch.mm(of_weight, factor, out=_positions(of_hidden, first, last))
+        features = _positions(hidden, first, last)
+        if of_factor.dtype == x.dtype:
+            of_factor.addmm_(of_weight.t(), features)
+        else:
+            of_factor += of_weight.t() @ features
+        of_offset += of_weight.sum(0, dtype=torch.float32)
+    of_projection = of_factor.unflatten(0, (-1, num_groups)).transpose(0, 1).flatten(0, 1)
+    of_bias = of_offset.unflatten(0, (-1, num_groups)).t().flatten()
+    return of_x, of_hidden, of_projection.to(projection.dtype), of_bias.to(projection.dtype)
 
 
 @_projected_backward.register_fake
@@ -233,26 +231,38 @@ def _(
     x: Tensor,
     hidden: Tensor,
     projection: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_x, of_hidden = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, hidden))
-    return of_x, of_hidden, torch.empty_like(projection), torch.empty_like(bias)
+    of_x, of_hidden, of_projection = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, hidden, projection)
+    )
+    return of_x, of_hidden, of_projection, projection.new_empty(projection.shape[0])
 
 
 _STRIP_BYTES = 2**21
 """Weights that are at hand at a time: few enough to stay in the cache, enough for a matrix product to be fast."""
 
 
+def _strips(x: Tensor, weights: int, reach: int) -> Iterator[Pair]:
+    """Lines [first, last) of the B * H lines, with about so many bytes of weights: of one image, or whole images."""
+    batch, height, width, _ = x.shape
+    lines = max(1, _STRIP_BYTES // (width * weights * x.element_size()))
+    if lines >= height:
+        lines -= lines % height
+        yield from ((first, min(first + lines, batch * height)) for first in range(0, batch * height, lines))
+        return
+    lines = max(lines, 2 * reach)  # the weights of the lines around a strip are made for it too
+    for image in range(0, batch * height, height):
+        for first in range(image, image + height, lines):
+            yield first, min(first + lines, image + height)
+
+
 def _positions(t: Tensor, first: int, last: int) -> Tensor:
     """Lines [first, last) of the B * H lines of [B, H, W, R], as [positions, R]."""
     return t.flatten(0, 1)[first:last].flatten(0, 1)
-
-
-def _project(hidden: Tensor, projection: Tensor, bias: Tensor, first: int, last: int) -> Tensor:
-    return torch.addmm(bias, _positions(hidden, first, last), projection.t())
 
 
 def _save_projected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -261,18 +271,18 @@ def _save_projected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _projected_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, sizes = ctx.saved_tensors, (ctx.kernel_size, ctx.dilation)
+    tensors, sizes, needed = ctx.saved_tensors, (ctx.kernel_size, ctx.dilation), ctx.needs_input_grad[:4]
     if torch.is_grad_enabled():
         # for second derivatives: the same by operators that have them, the weights in memory after all
         x, hidden, projection, bias = tensors
-        weight = (hidden @ projection.t() + bias).unflatten(3, (-1, ctx.num_groups)).transpose(3, 4)
-        of_x, of_weight = _backward(gradient, x, weight, *sizes, (True, True))
-        of_taps = of_weight.transpose(3, 4).flatten(3)
+        weight = hidden @ projection.t() if bias is None else hidden @ projection.t() + bias
+        of_x, of_weight = _backward(gradient, x, weight.unflatten(3, (ctx.num_groups, -1)), *sizes, (True, True))
+        of_taps = of_weight.flatten(3)
         of_projection = of_taps.flatten(0, 2).t() @ hidden.flatten(0, 2)
         gradients = (of_x, of_taps @ projection, of_projection, of_taps.sum((0, 1, 2)))
     else:
         gradients = _projected_backward(gradient, *tensors, ctx.num_groups, *sizes)
-    return *gradients, None, None, None
+    return *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None, None
 
 
 _projected_forward.register_autograd(_projected_gradients, setup_context=_save_projected)
@@ -292,7 +302,7 @@ class _Problem(ctypes.Structure):
         for name in (
             *("batch", "height", "width", "groups", "dim"),
             *("kernel_height", "kernel_width", "dilation_height", "dilation_width"),
-            *("weight_group_stride", "weight_tap_stride", "dtype"),
+            *("weight_group_stride", "weight_tap_stride", "rank", "dtype"),
         )
     ]
 
@@ -312,19 +322,34 @@ def _run(
     weight_line: int = 0,
 ) -> None:
     """Runs a kernel on `lines` of the B * H lines of the map; the weights given begin at line `weight_line`."""
-    batch, height, width, channels = x.shape
-    taps = kernel_size[0] * kernel_size[1]
-    strides = (1, num_groups) if groups_inside else (taps, 1)
-    problem = _Problem(
-        batch, height, width, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, _TYPES[x.dtype]
-    )
+    batch, height, width, _ = x.shape
+    problem = _problem(x, num_groups, kernel_size, dilation, groups_inside=groups_inside)
     first, last = (0, batch * height) if lines is None else lines
     # a kernel counts the weights from the first line of the map
-    before = weight_line * width * num_groups * taps * x.element_size()
+    before = weight_line * width * num_groups * kernel_size[0] * kernel_size[1] * x.element_size()
     offsets = (0, 0, before) if kernel == _BACKWARD_WEIGHT else (0, before, 0)
     pointers = [ctypes.c_void_p(t.data_ptr() - offset) for t, offset in zip((a, b, out), offsets, strict=True)]
     if _library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, _num_threads()):
-        raise MemoryError("localmix: no memory for the scratch rows of a CPU kernel")
+        raise MemoryError(_NO_MEMORY)
+
+
+def _problem(
+    x: Tensor,
+    num_groups: int,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    groups_inside: bool = True,
+    rank: int = 0,
+) -> _Problem:
+    *sizes, channels = x.shape
+    strides = (1, num_groups) if groups_inside else (kernel_size[0] * kernel_size[1], 1)
+    return _Problem(
+        *sizes, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, rank, _TYPES[x.dtype]
+    )
+
+
+_NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
 
 
 def _num_threads() -> int:
@@ -339,12 +364,8 @@ _PROCESS = os.getpid()
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_FILE))
     library.localmix_instruction_set.restype = ctypes.c_char_p
-    library.localmix_local_weight.argtypes = [
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        *[ctypes.c_void_p] * 3,
-        *[ctypes.c_int64] * 3,
-    ]
+    library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
+    library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
     openmp = _openmp()
     if openmp:
         functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num)

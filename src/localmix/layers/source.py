@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localmix import arguments
 from localmix.arguments import Size
 from localmix.functional import relative_position_bias
 from localmix.functional import weight as weights
+from localmix.layers.activation import relu
 from localmix.layers.channels_last import Pointwise, batch_norm
 from localmix.layers.connectivity import Sliding, Window
 
@@ -66,13 +66,13 @@ class HomogeneousKernel(nn.Module):
         self.kernel_size = arguments.pair("kernel_size", kernel_size)
         hidden = hidden_size(dim, reduction)
         self.reduce = Pointwise(dim, hidden, bias=False)
-        self.norm = nn.BatchNorm2d(hidden)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden)
         self.expand = Pointwise(hidden, dim * math.prod(self.kernel_size))
 
     def kernels(self, x: Tensor) -> Tensor:
         """[B, C, kh, kw]."""
         hidden = self.reduce(x.mean((1, 2), keepdim=True))
-        hidden = F.relu(batch_norm(self.norm, hidden))
+        hidden = relu(batch_norm(self.norm, hidden))
         return self.expand(hidden).view(x.shape[0], x.shape[3], *self.kernel_size)
 
     def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
@@ -87,12 +87,12 @@ class InhomogeneousKernel(nn.Module):
         self.num_groups = arguments.divides("num_groups", num_groups, "dim", dim)
         hidden = hidden_size(dim, reduction)
         self.reduce = Pointwise(dim, hidden)
-        self.norm = nn.BatchNorm2d(hidden)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden)
         self.expand = Pointwise(hidden, num_groups * num_taps)
 
     def hidden(self, x: Tensor) -> Tensor:
         """[B, H, W, C / reduction]: what `expand` makes the kernels of."""
-        return F.relu(batch_norm(self.norm, self.reduce(x)))
+        return relu(batch_norm(self.norm, self.reduce(x)))
 
     def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
         kernels = self.expand(self.hidden(x)).unflatten(3, (self.num_groups, -1))  # [B, H, W, G, K]

@@ -10,13 +10,14 @@ from torch import nn
 
 from localmix.models import dwnet, swin
 from localmix.models.dwnet import DWNetBlock
+from localmix.models.folding import fold
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.swin import SwinBlock
 
 NAMES: tuple[str, ...] = (*dwnet.default_cfgs, *swin.default_cfgs)
 """Every network registered here."""
 
-__all__ = ["NAMES", "DWNetBlock", "Hierarchy", "SwinBlock", "create_model"]
+__all__ = ["NAMES", "DWNetBlock", "Hierarchy", "SwinBlock", "create_model", "fold"]
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from localmix.arguments import Size, pair
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv, LocalMLP
+from localmix.layers.activation import GELU, relu
 from localmix.layers.channels_last import Pointwise, batch_norm
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.registry import NUM_GROUPS, build, pretrained_cfg
@@ -33,19 +33,19 @@ class DWNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = Pointwise(dim, dim, bias=False)
-        self.norm1 = nn.BatchNorm2d(dim)
+        self.norm1: nn.Module = nn.BatchNorm2d(dim)
         self.mixer = mixer
-        self.norm2 = nn.BatchNorm2d(dim)
+        self.norm2: nn.Module = nn.BatchNorm2d(dim)
         self.conv2 = Pointwise(dim, dim, bias=False)
-        self.norm3 = nn.BatchNorm2d(dim)
+        self.norm3: nn.Module = nn.BatchNorm2d(dim)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm4 = nn.BatchNorm2d(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.norm4: nn.Module = nn.BatchNorm2d(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(batch_norm(self.norm1, self.conv1(x)))
-        y = F.relu(batch_norm(self.norm2, self.mixer(y)))
+        y = relu(batch_norm(self.norm1, self.conv1(x)))
+        y = relu(batch_norm(self.norm2, self.mixer(y)))
         y = batch_norm(self.norm3, self.conv2(y))
         x = x + self.drop_path1(y)
         return x + self.drop_path2(self.mlp(batch_norm(self.norm4, x)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from localmix.arguments import Size, pair
 from localmix.layers import NeighborhoodAttention, WindowAttention
+from localmix.layers.activation import GELU
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.registry import NUM_HEADS, build, pretrained_cfg
 
@@ -29,7 +30,7 @@ class SwinBlock(nn.Module):
         self.mixer = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

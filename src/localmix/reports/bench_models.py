@@ -151,7 +151,7 @@ class Task:
         """In which forms it is timed."""
         is_ours = self.name in models.NAMES
         is_folded = is_ours and self.direction == "inference"
-        net = models.fold(self.net) if is_folded else deepcopy(self.net)  # ty: ignore[missing-attribute]
+        net = models.fold(self.net) if is_folded else deepcopy(self.net)
         yield Form(self.name, self.cast(net), is_ours)
         if any(isinstance(module, InhomogeneousDynamicConv) for module in net.modules()):
             yield Form(f"{self.name} by unfold", self.cast(official(deepcopy(self.net))), False)

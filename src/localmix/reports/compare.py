@@ -20,14 +20,14 @@ from localmix.axes import MIXERS
 from localmix.models import create_model
 from localmix.reports.bench_rows import known_device
 from localmix.reports.cost import Cost, cost
-from localmix.reports.environment import command, commit, cpu_cores, environment
+from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Bar, Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.data import EMBEDDED, Images, load_images
 from localmix.tasks.loading import loader
-from localmix.tasks.parallel import Events, Job, train_all
+from localmix.tasks.parallel import Events, Job, cpu_cores, train_all
 
 RECIPE = ("model", "lr", "weight_decay", "drop_path_rate")
 """The settings that are arguments of `Classification`."""

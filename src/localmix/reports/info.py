@@ -9,7 +9,8 @@ import torch
 import localmix
 from localmix import kernels
 from localmix.kernels import native, triton
-from localmix.reports.environment import cpu_cores, cpu_name, version
+from localmix.reports.environment import cpu_name, version
+from localmix.tasks.parallel import cpu_cores
 
 
 def info() -> str:

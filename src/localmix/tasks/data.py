@@ -17,6 +17,7 @@ from PIL import Image
 from localmix.arguments import choice, positive
 from localmix.tasks.images import EXTENSIONS, CorruptImage, centre_square, read_image, to_mode, to_tensor
 from localmix.tasks.loading import DecodedImages, LabelledImages, StoredImages
+from localmix.tasks.parallel import cpu_cores
 
 EMBEDDED = "fashion_mnist"
 SCHEMES = ("torchvision", "torch", "hfds")
@@ -226,7 +227,7 @@ def _corrupt(paths: list[Path], track: Track) -> dict[Path, str]:
         return None
 
     # Pillow decodes without the interpreter lock, so threads do.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cpu_cores()) as pool:
         defects = track(pool.map(defect, paths, chunksize=16), "checking images", len(paths))
         return {path: reason for path, reason in zip(paths, defects, strict=True) if reason}
 

@@ -53,6 +53,11 @@ class Events:
         """The job is done; the result of `train`."""
 
 
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare() -> None:
     """Begin to load, on another core, what the processes will need; this process can do the same meanwhile."""
     context = _context()

@@ -5,10 +5,31 @@
 
 enum LocalWeightType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// x and y lie as [B, H, W, G, D]; weight as [B, H, W, ...] with G * K numbers at each position.
+// x and y lie as [B, H, W, G, D]; weight as [B, H, W, ...] with G * K numbers at each position, or, to be made of them,
+// hidden as [B, H, W, R] and projection as [G, K, R].
 struct LocalWeightProblem {
   int64_t batch, height, width, groups, dim;
   int64_t kernel_height, kernel_width, dilation_height, dilation_width;
   int64_t weight_group_stride, weight_tap_stride;
+  int64_t rank;
   int64_t dtype;
+};
+
+// The features of all positions, and the projection as `pack` has arranged it for the instruction set.
+struct HiddenWeights {
+  const void* hidden;
+  const float* packed;
+};
+
+// What a kernel computes for some of its lines, taps for `pack`; 0 if it is done, 1 if memory ran out.
+using LocalWeightKernel =
+    int (*)(const LocalWeightProblem*, const void*, const void*, void*, int64_t begin, int64_t end);
+
+// The kernels of an instruction set:
+//   forward(x, weight, y), backward_x(gradient, weight, of_x), backward_weight(gradient, x, of_weight),
+//   pack(projection, bias or null, packed), projected_forward(x, HiddenWeights, y)
+struct LocalWeightKernels {
+  const char* name;
+  int64_t lanes;  // of a vector: packed is [K][R + 1][G rounded up to lanes]
+  LocalWeightKernel forward, backward_x, backward_weight, pack, projected_forward;
 };

@@ -75,3 +75,37 @@ def projected_inhomogeneous_convolution(
     return local_weight.projected_inhomogeneous_convolution(
         x, hidden, projection, projection_bias, kernel_size=kernel_size, num_groups=num_groups, dilation=dilation
     )
+
+
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    window_size: Pair,
+    shift: Pair,
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    from localmix.kernels.triton import pairwise_weight
+
+    return pairwise_weight.window_attention(
+        query, key, value, window_size=window_size, shift=shift, bias=bias, scale=scale
+    )
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    kernel_size: Pair,
+    dilation: Pair,
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    from localmix.kernels.triton import pairwise_weight
+
+    return pairwise_weight.neighborhood_attention(
+        query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale
+    )

@@ -1,0 +1,238 @@
+// What the kernels with a weight per position share: sizes, rows of a map in scratch, and sums over taps in registers.
+#pragma once
+
+#include "local_weight.h"
+#include "numbers.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Sizes that every kernel needs, derived once.
+struct Shape {
+  explicit Shape(const LocalWeightProblem& p)
+      : problem(p),
+        lanes(round_up(p.groups, kLanes)),
+        taps(p.kernel_height * p.kernel_width),
+        position(p.dim * lanes),
+        top(p.dilation_height * (p.kernel_height - 1) / 2),
+        left(p.dilation_width * (p.kernel_width - 1) / 2),
+        rows(p.dilation_height * (p.kernel_height - 1) + 1),
+        columns(p.width + p.dilation_width * (p.kernel_width - 1)),
+        direct(p.dtype == kFloat32 && lanes == p.groups && p.weight_group_stride == 1 &&
+               p.weight_tap_stride == p.groups) {}
+
+  const LocalWeightProblem& problem;
+  int64_t lanes;     // groups, rounded up to whole vectors
+  int64_t taps;      // K
+  int64_t position;  // floats of one position in scratch: [D][lanes]
+  int64_t top, left;
+  int64_t rows;     // rows of the map that one output row reaches
+  int64_t columns;  // positions of a scratch row: the map and its border
+  bool direct;      // the weights can be read where they lie
+};
+
+// Positions of a line that are taken together: their weights stay in the second-level cache.
+inline int64_t run_length(const Shape& s) {
+  constexpr int64_t floats = 1 << 16;
+  return std::max<int64_t>(1, std::min(s.problem.width, floats / (s.taps * s.lanes)));
+}
+
+// Calls f with dim, as a constant where it is a usual one: a stride known to the compiler is a shuffle, not a gather.
+template <typename F>
+inline void with_dim(int64_t dim, F f) {
+  switch (dim) {
+    case 1: return f(std::integral_constant<int64_t, 1>());
+    case 3: return f(std::integral_constant<int64_t, 3>());
+    case 4: return f(std::integral_constant<int64_t, 4>());
+    case 6: return f(std::integral_constant<int64_t, 6>());
+    case 8: return f(std::integral_constant<int64_t, 8>());
+    case 12: return f(std::integral_constant<int64_t, 12>());
+    default: return f(dim);
+  }
+}
+
+// Positions [G][D] of a map to [D][lanes] of scratch, and back.
+template <typename T>
+void spread(const Shape& s, const T* source, int64_t positions, float* target) {
+  with_dim(s.problem.dim, [&, groups = s.problem.groups, lanes = s.lanes](auto dim) {
+    for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += dim * lanes)
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t g = 0; g < groups; ++g) target[d * lanes + g] = to_float(source[g * dim + d]);
+  });
+}
+
+template <typename T>
+void gather(const Shape& s, const float* source, int64_t positions, T* target) {
+  with_dim(s.problem.dim, [&, groups = s.problem.groups, lanes = s.lanes](auto dim) {
+    for (int64_t i = 0; i < positions; ++i, target += groups * dim, source += dim * lanes)
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t d = 0; d < dim; ++d) target[g * dim + d] = from_float<T>(source[d * lanes + g]);
+  });
+}
+
+// A ring of scratch rows [columns][D][lanes] that slides down the map; row r lies in slot r modulo `rows`.
+class Ring {
+ public:
+  explicit Ring(const Shape& shape)
+      : shape_(shape), stride_(shape.columns * shape.position), data_(shape.rows * stride_, 0.0f) {}
+
+  void clear(int64_t r) { std::fill_n(row(r), stride_, 0.0f); }
+
+  template <typename T>
+  void read(int64_t r, const T* image) {
+    const auto& p = shape_.problem;
+    if (r < 0 || r >= p.height) return clear(r);
+    spread(shape_, image + r * p.width * p.groups * p.dim, p.width, row(r) + shape_.left * shape_.position);
+  }
+
+  template <typename T>
+  void write(int64_t r, T* image) {
+    const auto& p = shape_.problem;
+    gather(shape_, row(r) + shape_.left * shape_.position, p.width, image + r * p.width * p.groups * p.dim);
+  }
+
+  // Where each tap finds its input for the first position of output row h; null outside of rows [first, last).
+  template <typename Pointer>
+  void point(int64_t h, int64_t first, int64_t last, std::vector<Pointer>& inputs) {
+    const auto& p = shape_.problem;
+    for (int64_t a = 0, k = 0; a < p.kernel_height; ++a) {
+      const int64_t r = h - shape_.top + a * p.dilation_height;
+      float* start = row(r);
+      for (int64_t c = 0; c < p.kernel_width; ++c, ++k)
+        inputs[k] = r >= first && r < last ? start + c * p.dilation_width * shape_.position : nullptr;
+    }
+  }
+
+ private:
+  float* row(int64_t r) { return data_.data() + ((r % shape_.rows + shape_.rows) % shape_.rows) * stride_; }
+
+  const Shape& shape_;
+  int64_t stride_;
+  std::vector<float> data_;
+};
+
+// The rows that an output row reaches, while output rows are taken one after the other.
+template <typename T>
+class SlidingRows {
+ public:
+  SlidingRows(const Shape& shape, const T* x)
+      : inputs(shape.taps), shape_(shape), x_(x), ring_(shape), line_(-2), loaded_(0) {}
+
+  // Makes `inputs` those of a line of the batch * height lines.
+  void move_to(int64_t line) {
+    const auto& p = shape_.problem;
+    const int64_t b = line / p.height, h = line % p.height;
+    if (line != line_ + 1 || h == 0) loaded_ = h - shape_.top;
+    line_ = line;
+    for (; loaded_ < h - shape_.top + shape_.rows; ++loaded_)
+      ring_.read(loaded_, x_ + b * p.height * p.width * p.groups * p.dim);
+    ring_.point(h, h - shape_.top, h - shape_.top + shape_.rows, inputs);
+  }
+
+  std::vector<const float*> inputs;  // of each tap, for the first position of the line
+
+ private:
+  const Shape& shape_;
+  const T* x_;
+  Ring ring_;
+  int64_t line_, loaded_;  // the line we are at; rows of its image that are in, counted from the top
+};
+
+// Calls f(vectors, channels, first float) for blocks of one position that fit into registers: some vectors of groups,
+// and some of their channels. Fewer than eight sums would wait for one another.
+template <typename F>
+inline void for_blocks(const Shape& s, F f) {
+  const int64_t dim = s.problem.dim;
+  int64_t d = 0;
+  auto channels = [&](auto vectors, auto dims) {
+    for (; dim - d >= dims; d += dims) {
+      int64_t v = 0;
+      for (; v + vectors * kLanes <= s.lanes; v += vectors * kLanes) f(vectors, dims, d * s.lanes + v, v);
+      for (; v < s.lanes; v += kLanes) f(std::integral_constant<int, 1>(), dims, d * s.lanes + v, v);
+    }
+  };
+  channels(std::integral_constant<int, 1>(), std::integral_constant<int, 12>());
+  channels(std::integral_constant<int, 1>(), std::integral_constant<int, 8>());
+  channels(std::integral_constant<int, 2>(), std::integral_constant<int, 6>());
+  channels(std::integral_constant<int, 2>(), std::integral_constant<int, 4>());
+  channels(std::integral_constant<int, 4>(), std::integral_constant<int, 3>());
+  channels(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
+}
+
+// A block goes through all positions of a run before the next one comes: its inputs, 7 x 7 of them, then stay in the
+// first-level cache, and each position brings one column of new ones.
+
+// y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs:
+// weight [count][K][lanes], y [count][D][lanes].
+inline void sum_taps(
+    const Shape& s, const float* weight, const float* const* inputs, int64_t at, float* y, int64_t count) {
+  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float* weights = weight + i * s.taps * s.lanes + v;
+      Vector sums[vectors][dims] = {};
+      for (int64_t k = 0; k < s.taps; ++k) {
+        const float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          const Vector w = load(weights + k * s.lanes + j * kLanes);
+          for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * s.lanes + j * kLanes);
+        }
+      }
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) store(y + i * s.position + block + d * s.lanes + j * kLanes, sums[j][d]);
+    }
+  });
+}
+
+// inputs += weight * y for the positions of a run, into each tap that has an input.
+inline void scatter_taps(
+    const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y, int64_t count) {
+  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float* weights = weight + i * s.taps * s.lanes + v;
+      Vector g[vectors][dims];
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+      for (int64_t k = 0; k < s.taps; ++k) {
+        if (!inputs[k]) continue;
+        float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          const Vector w = load(weights + k * s.lanes + j * kLanes);
+          for (int d = 0; d < dims; ++d) {
+            float* target = x + d * s.lanes + j * kLanes;
+            store(target, load(target) + w * g[j][d]);
+          }
+        }
+      }
+    }
+  });
+}
+
+// weight = sum over the channels of a group of inputs * y for the positions of a run, for each tap.
+inline void dot_taps(
+    const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y, int64_t count) {
+  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
+    const bool add = block >= s.lanes;  // other channels of these groups are in already
+    for (int64_t i = 0; i < count; ++i) {
+      float* weights = weight + i * s.taps * s.lanes + v;
+      Vector g[vectors][dims];
+      for (int j = 0; j < vectors; ++j)
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+      for (int64_t k = 0; k < s.taps; ++k) {
+        const float* x = inputs[k] + at + i * s.position + block;
+        for (int j = 0; j < vectors; ++j) {
+          float* target = weights + k * s.lanes + j * kLanes;
+          Vector sum = g[j][0] * load(x + j * kLanes);
+          for (int d = 1; d < dims; ++d) sum += g[j][d] * load(x + d * s.lanes + j * kLanes);
+          store(target, add ? load(target) + sum : sum);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,99 @@
+// The same sum with weights that are made of features, used and forgotten:
+//
+//   weight[b, i, g, k] = bias[g, k] + sum over r of hidden[b, i, r] * projection[g, k, r]
+//
+// Some positions at a time: a matrix product leaves their weights in the second-level cache, from where they are used
+// once. The product is written here since its result must not leave the core that uses it.
+//
+// This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
+
+#include "kernels.h"
+#include "maps.h"
+
+namespace {
+
+// A block of the product, kRows positions by two vectors of groups, fills the registers: 16 of them, or 32 in AVX-512.
+constexpr int kRows = LOCALMIX_VECTOR_BYTES == 64 ? 12 : 6;
+
+constexpr int64_t kScratchFloats = 1 << 16;
+
+// projection [G, K, R] and bias [G, K] to [K][R + 1][lanes], taps [begin, end).
+template <typename T>
+void pack(const LocalWeightProblem& p, const void* projection_, const void* bias_, void* packed_, int64_t begin,
+          int64_t end) {
+  const Shape s(p);
+  const T *projection = static_cast<const T*>(projection_), *bias = static_cast<const T*>(bias_);
+  for (int64_t k = begin; k < end; ++k) {
+    float* target = static_cast<float*>(packed_) + k * (p.rank + 1) * s.lanes;
+    std::fill_n(target, (p.rank + 1) * s.lanes, 0.0f);
+    for (int64_t g = 0; g < p.groups; ++g) {
+      const T* source = projection + (g * s.taps + k) * p.rank;
+      for (int64_t r = 0; r < p.rank; ++r) target[r * s.lanes + g] = to_float(source[r]);
+      if (bias) target[p.rank * s.lanes + g] = to_float(bias[g * s.taps + k]);
+    }
+  }
+}
+
+// weights [kRows][stride] = features [kRows][rank] @ factor [rank][lanes] + factor's last row, `Vectors` of its lanes.
+template <int Vectors>
+inline void multiply(
+    const float* features, int64_t rank, const float* factor, int64_t lanes, float* weights, int64_t stride) {
+  Vector sums[kRows][Vectors];
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < Vectors; ++v) sums[m][v] = load(factor + rank * lanes + v * kLanes);
+  for (int64_t r = 0; r < rank; ++r) {
+    Vector row[Vectors];
+    for (int v = 0; v < Vectors; ++v) row[v] = load(factor + r * lanes + v * kLanes);
+    for (int m = 0; m < kRows; ++m)
+      for (int v = 0; v < Vectors; ++v) sums[m][v] += features[m * rank + r] * row[v];
+  }
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < Vectors; ++v) store(weights + m * stride + v * kLanes, sums[m][v]);
+}
+
+// weights [positions][K][lanes]; positions are a multiple of kRows.
+inline void make_weights(
+    const Shape& s, const float* features, const float* packed, int64_t positions, float* weights) {
+  const int64_t rank = s.problem.rank, stride = s.taps * s.lanes;
+  for (int64_t k = 0; k < s.taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes) {
+    int64_t v = 0;
+    for (; v + 2 * kLanes <= s.lanes; v += 2 * kLanes)
+      for (int64_t m = 0; m < positions; m += kRows)
+        multiply<2>(features + m * rank, rank, packed + v, s.lanes, weights + m * stride + v, stride);
+    for (; v < s.lanes; v += kLanes)
+      for (int64_t m = 0; m < positions; m += kRows)
+        multiply<1>(features + m * rank, rank, packed + v, s.lanes, weights + m * stride + v, stride);
+  }
+}
+
+template <typename T>
+void projected_forward(
+    const LocalWeightProblem& p, const void* x_, const void* weights_, void* y_, int64_t begin, int64_t end) {
+  const Shape s(p);
+  const auto* given = static_cast<const HiddenWeights*>(weights_);
+  const T *x = static_cast<const T*>(x_), *hidden = static_cast<const T*>(given->hidden);
+  T* y = static_cast<T*>(y_);
+  const int64_t last = end * p.width, each = s.taps * s.lanes;
+  const int64_t fitting = std::max<int64_t>(kScratchFloats / each / kRows, 1) * kRows;
+  const int64_t chunk = std::min(fitting, round_up((end - begin) * p.width, kRows));
+  SlidingRows<T> rows(s, x);
+  std::vector<float> features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
+  for (int64_t first = begin * p.width; first < last; first += chunk) {
+    const int64_t beyond = std::min(first + chunk, last);
+    for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
+    make_weights(s, features.data(), given->packed, round_up(beyond - first, kRows), weights.data());
+    for (int64_t position = first; position < beyond;) {
+      // as many of them as lie on one line
+      const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
+      if (i == 0 || position == begin * p.width) rows.move_to(position / p.width);
+      sum_taps(s, &weights[(position - first) * each], rows.inputs.data(), i * s.position, sums.data(), count);
+      gather(s, sums.data(), count, y + position * p.groups * p.dim);
+      position += count;
+    }
+  }
+}
+
+}  // namespace
+
+LOCALMIX_KERNEL(pack)
+LOCALMIX_KERNEL(projected_forward)

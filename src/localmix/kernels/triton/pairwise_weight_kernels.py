@@ -1,0 +1,774 @@
+"""Triton kernels for attention in windows and in neighborhoods; pairwise_weight.py launches them.
+
+Query, key and value are read where they lie: [B, H, W, heads, D] in any strides but of the last axis, which is dense.
+Results and gradients are contiguous.
+
+There are two families. A window whose slots fit one block is a product of two matrices: a program owns a head, goes
+through a share of the windows of all images, and keeps the bias in registers. All else goes by tiles: a program owns a
+tile of queries and loops over the strip of keys that they see, or a tile of keys and the queries that see them.
+
+On each axis a tile has steps: step s is the position `origin + s * dilation`, of one window or of one residue of the
+dilation. Tiles and strips are rectangles of steps, so that the programs at a border have less to do.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _read(x, offsets, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, FACTOR: tl.constexpr):
+    """Block [positions, channels of a head] of x as a factor of a product; zero outside of the map."""
+    dim = tl.arange(0, BLOCK_D)
+    mask = inside[:, None] & (dim < D)[None, :]
+    return tl.load(x + offsets[:, None] + dim[None, :], mask=mask, other=0).to(FACTOR)
+
+
+@triton.jit
+def _write(y, values, offsets, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    dim = tl.arange(0, BLOCK_D)
+    mask = inside[:, None] & (dim < D)[None, :]
+    tl.store(y + offsets[:, None] + dim[None, :], values.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK: tl.constexpr):
+    """Image, rows and columns of the slots of a window, and which of them hold a position of the map."""
+    slot = tl.arange(0, BLOCK)
+    row = unit // windows_w % windows_h * kh - top + slot // kw
+    column = unit % windows_w * kw - left + slot % kw
+    inside = (slot < kh * kw) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return unit // windows_w // windows_h, row, column, inside
+
+
+@triton.jit
+def _bias_of_slots(bias, slots, stride_q, stride_k, BLOCK: tl.constexpr):
+    slot = tl.arange(0, BLOCK)
+    mask = (slot < slots)[:, None] & (slot < slots)[None, :]
+    offsets = slot[:, None] * stride_q + slot[None, :] * stride_k
+    return tl.load(bias + offsets, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def attend_in_windows(
+    query,
+    key,
+    value,
+    bias,
+    y,
+    partial,
+    scale,
+    height,
+    width,
+    heads,
+    windows_h,
+    windows_w,
+    top,
+    left,
+    units,
+    share,
+    kh,
+    kw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_q,
+    bias_k,
+    HAS_BIAS: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """y = softmax(scale * query . key + bias) value in a share of the windows. `partial` is not used."""
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    first = pid // heads * share
+    query += head * query_n
+    key += head * key_n
+    value += head * value_n
+    if HAS_BIAS:
+        added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
+    for unit in range(first, tl.minimum(first + share, units)):
+        image, row, column, inside = _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK)
+        q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
+        k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
+        v = _read(value, image * value_b + row * value_h + column * value_w, inside, D, BLOCK_D, FACTOR)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if HAS_BIAS:
+            scores += added
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+        sums = tl.dot(weights.to(FACTOR), v, input_precision=PRECISION) / tl.sum(weights, 1)[:, None]
+        position = (image * height + row) * width + column
+        _write(y, sums, (position * heads + head) * D, inside, D, BLOCK_D)
+
+
+@triton.jit
+def gradients_in_windows(
+    query,
+    key,
+    value,
+    bias,
+    gradient,
+    of_query,
+    of_key,
+    of_value,
+    partial,
+    scale,
+    height,
+    width,
+    heads,
+    windows_h,
+    windows_w,
+    top,
+    left,
+    units,
+    share,
+    kh,
+    kw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_q,
+    bias_k,
+    HAS_BIAS: tl.constexpr,
+    OF_QUERY: tl.constexpr,
+    OF_KEY: tl.constexpr,
+    OF_VALUE: tl.constexpr,
+    OF_BIAS: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """All gradients in a share of the windows, and the sum of those of the bias over the share."""
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    first = pid // heads * share
+    query += head * query_n
+    key += head * key_n
+    value += head * value_n
+    if HAS_BIAS:
+        added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
+    if OF_BIAS:
+        of_bias = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for unit in range(first, tl.minimum(first + share, units)):
+        image, row, column, inside = _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK)
+        position = ((image * height + row) * width + column) * heads + head
+        q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
+        k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
+        of_y = _read(gradient, position * D, inside, D, BLOCK_D, FACTOR)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if HAS_BIAS:
+            scores += added
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+        weights = weights / tl.sum(weights, 1)[:, None]
+        if OF_VALUE:
+            sums = tl.dot(tl.trans(weights.to(FACTOR)), of_y, input_precision=PRECISION)
+            _write(of_value, sums, position * D, inside, D, BLOCK_D)
+        if OF_QUERY or OF_KEY or OF_BIAS:
+            v = _read(value, image * value_b + row * value_h + column * value_w, inside, D, BLOCK_D, FACTOR)
+            of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
+            of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None])
+            if OF_BIAS:
+                of_bias += of_scores
+            factor = of_scores.to(FACTOR)
+            if OF_QUERY:
+                sums = tl.dot(factor, k, input_precision=PRECISION) * scale
+                _write(of_query, sums, position * D, inside, D, BLOCK_D)
+            if OF_KEY:
+                sums = tl.dot(tl.trans(factor), q, input_precision=PRECISION) * scale
+                _write(of_key, sums, position * D, inside, D, BLOCK_D)
+    if OF_BIAS:
+        slots = kh * kw
+        slot = tl.arange(0, BLOCK)
+        mask = (slot < slots)[:, None] & (slot < slots)[None, :]
+        partial += pid * slots * slots
+        tl.store(partial + slot[:, None] * slots + slot[None, :], of_bias, mask=mask)
+
+
+@triton.jit
+def _tile(index, size, before, dilation, tile, WINDOW: tl.constexpr):
+    """On one axis: where step 0 lies, how many steps there are, and the first and the end of those of a tile."""
+    if WINDOW:
+        origin = index * tile - before
+        first = tl.maximum(-origin, 0)
+        length = tl.minimum(size - origin, tile)
+        end = length
+    else:
+        origin = index % dilation
+        length = (size - origin + dilation - 1) // dilation
+        first = tl.minimum(index // dilation * tile, length)
+        end = tl.minimum(first + tile, length)
+    return origin, length, first, end
+
+
+@triton.jit
+def _start(step, length, kernel):
+    """First step of the neighborhood of a query, which stops at the border."""
+    return tl.minimum(tl.maximum(step - kernel // 2, 0), tl.maximum(length - kernel, 0))
+
+
+@triton.jit
+def _keys_of(first, end, length, kernel, WINDOW: tl.constexpr):
+    """First and end of the steps that queries see."""
+    if not WINDOW:
+        last = _start(end - 1, length, kernel) + kernel
+        first = _start(first, length, kernel)
+        end = tl.minimum(last, length)
+    return first, end
+
+
+@triton.jit
+def _queries_of(first, end, length, kernel, WINDOW: tl.constexpr):
+    """First and end of the steps that see keys: near the border it is seen from as far as the border."""
+    if not WINDOW:
+        first = tl.where(first < kernel, 0, first + kernel // 2 - kernel + 1)
+        end = tl.where(end > length - kernel, length, end + kernel // 2)
+    return first, end
+
+
+@triton.jit
+def _steps(n, top, left, bottom, right):
+    """Rows and columns of the n-th steps of a rectangle, and whether they are in it."""
+    columns = tl.maximum(right - left, 1)
+    return top + n // columns, left + n % columns, n < (bottom - top) * (right - left)
+
+
+@triton.jit
+def _masked(
+    scores,
+    bias,
+    row,
+    column,
+    inside,
+    key_row,
+    key_column,
+    key_inside,
+    length_h,
+    length_w,
+    kh,
+    kw,
+    stride_i,
+    stride_j,
+    WINDOW: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """Scores with their bias; -inf where the query does not see the key. Steps come as lines and columns of a block."""
+    seen = inside & key_inside
+    if not WINDOW:
+        down = key_row - _start(row, length_h, kh)
+        right = key_column - _start(column, length_w, kw)
+        seen = seen & (down >= 0) & (down < kh) & (right >= 0) & (right < kw)
+    if HAS_BIAS:
+        if WINDOW:
+            slot, key_slot = row * kw + column, key_row * kw + key_column
+            offsets = slot.to(tl.int64) * stride_i + key_slot.to(tl.int64) * stride_j
+        else:
+            offsets = (key_row - row + (kh - 1)) * stride_i + (key_column - column + (kw - 1)) * stride_j
+        scores += tl.load(bias + offsets, mask=seen, other=0).to(tl.float32)
+    return tl.where(seen, scores, float("-inf"))
+
+
+@triton.jit
+def attend(
+    query,
+    key,
+    value,
+    bias,
+    y,
+    peaks,
+    logarithms,
+    scale,
+    height,
+    width,
+    heads,
+    tiles_h,
+    tiles_w,
+    tile_h,
+    tile_w,
+    blocks,
+    top,
+    left,
+    kh,
+    kw,
+    dh,
+    dw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_i,
+    bias_j,
+    WINDOW: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """y = softmax(scale * query . key + bias) value for a block of queries, and the logarithm of the denominator."""
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    pid = pid // heads
+    block = (pid % blocks).to(tl.int32)
+    pid = pid // blocks
+    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
+    image = pid // (tiles_h * tiles_w)
+    origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
+    origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
+    row, column, inside = _steps(block * BLOCK_Q + tl.arange(0, BLOCK_Q), first_h, first_w, end_h, end_w)
+    map_row = (origin_h + row * dh).to(tl.int64)
+    map_column = (origin_w + column * dw).to(tl.int64)
+    query += image * query_b + head * query_n
+    key += image * key_b + head * key_n
+    value += image * value_b + head * value_n
+    q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+
+    top_key, bottom_key = _keys_of(first_h, end_h, length_h, kh, WINDOW)
+    left_key, right_key = _keys_of(first_w, end_w, length_w, kw, WINDOW)
+    peak = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    sums = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for first in range(0, (bottom_key - top_key) * (right_key - left_key), BLOCK_K):
+        n = first + tl.arange(0, BLOCK_K)
+        key_row, key_column, key_inside = _steps(n, top_key, left_key, bottom_key, right_key)
+        key_map_row = (origin_h + key_row * dh).to(tl.int64)
+        key_map_column = (origin_w + key_column * dw).to(tl.int64)
+        k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+        v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+        scores = _masked(
+            tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
+            bias + head * bias_n,
+            row[:, None],
+            column[:, None],
+            inside[:, None],
+            key_row[None, :],
+            key_column[None, :],
+            key_inside[None, :],
+            length_h,
+            length_w,
+            kh,
+            kw,
+            bias_i,
+            bias_j,
+            WINDOW,
+            HAS_BIAS,
+        )
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        # a query may have seen no key yet
+        finite = tl.where(higher == float("-inf"), 0, higher)
+        weights = tl.exp(scores - finite[:, None])
+        shrink = tl.exp(peak - finite)
+        total = total * shrink + tl.sum(weights, 1)
+        sums = tl.dot(weights.to(FACTOR), v, sums * shrink[:, None], input_precision=PRECISION)
+        peak = higher
+
+    total = tl.where(inside, total, 1)
+    position = (image * height + map_row) * width + map_column
+    _write(y, sums / total[:, None], (position * heads + head) * D, inside, D, BLOCK_D)
+    of_head = ((image * heads + head) * height + map_row) * width + map_column
+    tl.store(peaks + of_head, peak, mask=inside)
+    tl.store(logarithms + of_head, tl.log(total), mask=inside)
+
+
+@triton.jit
+def query_gradient(
+    query,
+    key,
+    value,
+    bias,
+    gradient,
+    y,
+    peaks,
+    logarithms,
+    delta,
+    of_query,
+    scale,
+    height,
+    width,
+    heads,
+    tiles_h,
+    tiles_w,
+    tile_h,
+    tile_w,
+    blocks,
+    top,
+    left,
+    kh,
+    kw,
+    dh,
+    dw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_i,
+    bias_j,
+    WINDOW: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    OF_QUERY: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradient of a block of queries, and delta = gradient . y, which the other gradients need too."""
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    pid = pid // heads
+    block = (pid % blocks).to(tl.int32)
+    pid = pid // blocks
+    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
+    image = pid // (tiles_h * tiles_w)
+    origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
+    origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
+    row, column, inside = _steps(block * BLOCK_Q + tl.arange(0, BLOCK_Q), first_h, first_w, end_h, end_w)
+    map_row = (origin_h + row * dh).to(tl.int64)
+    map_column = (origin_w + column * dw).to(tl.int64)
+    position = (((image * height + map_row) * width + map_column) * heads + head) * D
+    of_head = ((image * heads + head) * height + map_row) * width + map_column
+    of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
+    own = tl.sum(of_y.to(tl.float32) * _read(y, position, inside, D, BLOCK_D, tl.float32), 1)
+    tl.store(delta + of_head, own, mask=inside)
+    if OF_QUERY:
+        query += image * query_b + head * query_n
+        key += image * key_b + head * key_n
+        value += image * value_b + head * value_n
+        q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        peak = tl.load(peaks + of_head, mask=inside, other=0)
+        logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
+        top_key, bottom_key = _keys_of(first_h, end_h, length_h, kh, WINDOW)
+        left_key, right_key = _keys_of(first_w, end_w, length_w, kw, WINDOW)
+        sums = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+        for first in range(0, (bottom_key - top_key) * (right_key - left_key), BLOCK_K):
+            n = first + tl.arange(0, BLOCK_K)
+            key_row, key_column, key_inside = _steps(n, top_key, left_key, bottom_key, right_key)
+            key_map_row = (origin_h + key_row * dh).to(tl.int64)
+            key_map_column = (origin_w + key_column * dw).to(tl.int64)
+            k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+            v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+            scores = _masked(
+                tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
+                bias + head * bias_n,
+                row[:, None],
+                column[:, None],
+                inside[:, None],
+                key_row[None, :],
+                key_column[None, :],
+                key_inside[None, :],
+                length_h,
+                length_w,
+                kh,
+                kw,
+                bias_i,
+                bias_j,
+                WINDOW,
+                HAS_BIAS,
+            )
+            weights = tl.exp(scores - peak[:, None] - logarithm[:, None])
+            of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
+            of_scores = weights * (of_weights - own[:, None])
+            sums = tl.dot(of_scores.to(FACTOR), k, sums, input_precision=PRECISION)
+        _write(of_query, sums * scale, position, inside, D, BLOCK_D)
+
+
+@triton.jit
+def key_gradient(
+    query,
+    key,
+    value,
+    bias,
+    gradient,
+    peaks,
+    logarithms,
+    delta,
+    of_key,
+    of_value,
+    scale,
+    height,
+    width,
+    heads,
+    tiles_h,
+    tiles_w,
+    tile_h,
+    tile_w,
+    blocks,
+    top,
+    left,
+    kh,
+    kw,
+    dh,
+    dw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_i,
+    bias_j,
+    WINDOW: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    OF_KEY: tl.constexpr,
+    OF_VALUE: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of a block of keys and values: a sum over the queries that see them. Blocks are [keys, queries]."""
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    pid = pid // heads
+    block = (pid % blocks).to(tl.int32)
+    pid = pid // blocks
+    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
+    image = pid // (tiles_h * tiles_w)
+    origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
+    origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
+    key_row, key_column, key_inside = _steps(block * BLOCK_K + tl.arange(0, BLOCK_K), first_h, first_w, end_h, end_w)
+    key_map_row = (origin_h + key_row * dh).to(tl.int64)
+    key_map_column = (origin_w + key_column * dw).to(tl.int64)
+    query += image * query_b + head * query_n
+    key += image * key_b + head * key_n
+    value += image * value_b + head * value_n
+    k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+    if OF_KEY:
+        v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+        sums_of_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    if OF_VALUE:
+        sums_of_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+
+    top_query, bottom_query = _queries_of(first_h, end_h, length_h, kh, WINDOW)
+    left_query, right_query = _queries_of(first_w, end_w, length_w, kw, WINDOW)
+    for first in range(0, (bottom_query - top_query) * (right_query - left_query), BLOCK_Q):
+        n = first + tl.arange(0, BLOCK_Q)
+        row, column, inside = _steps(n, top_query, left_query, bottom_query, right_query)
+        map_row = (origin_h + row * dh).to(tl.int64)
+        map_column = (origin_w + column * dw).to(tl.int64)
+        position = (((image * height + map_row) * width + map_column) * heads + head) * D
+        of_head = ((image * heads + head) * height + map_row) * width + map_column
+        q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
+        peak = tl.load(peaks + of_head, mask=inside, other=0)
+        logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
+        scores = _masked(
+            tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale,
+            bias + head * bias_n,
+            row[None, :],
+            column[None, :],
+            inside[None, :],
+            key_row[:, None],
+            key_column[:, None],
+            key_inside[:, None],
+            length_h,
+            length_w,
+            kh,
+            kw,
+            bias_i,
+            bias_j,
+            WINDOW,
+            HAS_BIAS,
+        )
+        weights = tl.exp(scores - peak[None, :] - logarithm[None, :])
+        if OF_VALUE:
+            sums_of_value = tl.dot(weights.to(FACTOR), of_y, sums_of_value, input_precision=PRECISION)
+        if OF_KEY:
+            own = tl.load(delta + of_head, mask=inside, other=0)
+            of_weights = tl.dot(v, tl.trans(of_y), input_precision=PRECISION)
+            of_scores = weights * (of_weights - own[None, :])
+            sums_of_key = tl.dot(of_scores.to(FACTOR), q, sums_of_key, input_precision=PRECISION)
+
+    position = (((image * height + key_map_row) * width + key_map_column) * heads + head) * D
+    if OF_KEY:
+        _write(of_key, sums_of_key * scale, position, key_inside, D, BLOCK_D)
+    if OF_VALUE:
+        _write(of_value, sums_of_value, position, key_inside, D, BLOCK_D)
+
+
+@triton.jit
+def bias_gradient(
+    query,
+    key,
+    value,
+    bias,
+    gradient,
+    peaks,
+    logarithms,
+    delta,
+    partial,
+    scale,
+    height,
+    width,
+    heads,
+    tiles_h,
+    tiles_w,
+    tile_h,
+    tile_w,
+    reach_h,
+    reach_w,
+    blocks_q,
+    blocks_k,
+    units,
+    shares,
+    top,
+    left,
+    kh,
+    kw,
+    dh,
+    dw,
+    query_b,
+    query_h,
+    query_w,
+    query_n,
+    key_b,
+    key_h,
+    key_w,
+    key_n,
+    value_b,
+    value_h,
+    value_w,
+    value_n,
+    bias_n,
+    bias_i,
+    bias_j,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of the scores, summed over a share of the tiles, by step from the start of the tile.
+
+    Results are [heads, queries of a tile, keys of the strip], and the strip reaches `reach` steps to all sides. As it
+    begins at the same distance in every tile, a pair of block entries has the same bias in all of them.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    head = pid % heads
+    pid = pid // heads
+    m = (pid % blocks_q).to(tl.int32) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pid = pid // blocks_q
+    n = (pid % blocks_k).to(tl.int32) * BLOCK_K + tl.arange(0, BLOCK_K)
+    share = pid // blocks_k
+    strip_w = tile_w + 2 * reach_w
+    queries = tile_h * tile_w
+    keys = (tile_h + 2 * reach_h) * strip_w
+    query += head * query_n
+    key += head * key_n
+    value += head * value_n
+    sums = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+    for unit in range(share, units, shares):
+        tile = (unit % (tiles_h * tiles_w)).to(tl.int32)
+        image = unit // (tiles_h * tiles_w)
+        origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
+        origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
+        if WINDOW:
+            low_h = 0
+            low_w = 0
+        else:
+            low_h = first_h
+            low_w = first_w
+        row = low_h + m // tile_w
+        column = low_w + m % tile_w
+        key_row = low_h - reach_h + n // strip_w
+        key_column = low_w - reach_w + n % strip_w
+        inside = (m < queries) & (row >= first_h) & (row < end_h) & (column >= first_w) & (column < end_w)
+        key_inside = (n < keys) & (key_row >= 0) & (key_row < length_h) & (key_column >= 0) & (key_column < length_w)
+        if WINDOW:
+            key_inside = key_inside & (key_row >= first_h) & (key_column >= first_w)
+        map_row = (origin_h + row * dh).to(tl.int64)
+        map_column = (origin_w + column * dw).to(tl.int64)
+        key_map_row = (origin_h + key_row * dh).to(tl.int64)
+        key_map_column = (origin_w + key_column * dw).to(tl.int64)
+        position = (((image * height + map_row) * width + map_column) * heads + head) * D
+        of_head = ((image * heads + head) * height + map_row) * width + map_column
+        offsets = image * key_b + key_map_row * key_h + key_map_column * key_w
+        q = _read(query, image * query_b + map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        k = _read(key, offsets, key_inside, D, BLOCK_D, FACTOR)
+        offsets = image * value_b + key_map_row * value_h + key_map_column * value_w
+        v = _read(value, offsets, key_inside, D, BLOCK_D, FACTOR)
+        of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
+        peak = tl.load(peaks + of_head, mask=inside, other=0)
+        logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
+        own = tl.load(delta + of_head, mask=inside, other=0)
+        scores = _masked(
+            tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
+            bias + head * bias_n,
+            row[:, None],
+            column[:, None],
+            inside[:, None],
+            key_row[None, :],
+            key_column[None, :],
+            key_inside[None, :],
+            length_h,
+            length_w,
+            kh,
+            kw,
+            bias_i,
+            bias_j,
+            WINDOW,
+            True,
+        )
+        weights = tl.exp(scores - peak[:, None] - logarithm[:, None])
+        of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
+        sums += weights * (of_weights - own[:, None])
+    partial += (share * heads + head) * queries * keys
+    mask = (m < queries)[:, None] & (n < keys)[None, :]
+    tl.store(partial + m.to(tl.int64)[:, None] * keys + n[None, :], sums, mask=mask)

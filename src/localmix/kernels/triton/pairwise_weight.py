@@ -337,7 +337,7 @@ def _run_in_windows(
     # gradients hold much in registers, and a second stage takes more of them
     first, second = (2, 1) if kernel is kernels.attend_in_windows else (1, 2)
     candidates = [
-        *((share, warps, first) for share in (4, 8, 1)),
+        *((share, warps, first) for share in (4, 8, 16, 1)),
         *((4, warps, second), (4, min(2 * warps, 8), first)),
     ]
     return run(*_choose(kernel, query, geometry, flags, list(dict.fromkeys(candidates)), run))

@@ -56,7 +56,9 @@ def _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, first_
     line = (tl.full((), 0xFFFFFFFFFFFFFFFF, tl.uint64) >> (64 - columns)) << before
     bits = line * (first_column >> ((kh - rows) * kw)) << (above * kw)
     inside = ((bits >> slot) & 1) != 0
-    return unit // windows_w // windows_h, row + slot // kw, column + slot % kw, inside
+    row = (row + slot // kw).to(tl.int64)
+    column = (column + slot % kw).to(tl.int64)
+    return unit // windows_w // windows_h, row, column, inside
 
 
 @triton.jit

@@ -22,6 +22,8 @@ CALLS = {
         [(2, 5, 6, 4), (2, 5, 6, 3), (12, 3), (12,)],
         {"kernel_size": (3, 2), "num_groups": 2, "dilation": (1, 2)},
     ),
+    "window_attention": ([*[(2, 3, 4, 1, 3)] * 3, (1, 6, 6)], {"window_size": (3, 2), "shift": (1, 0)}),
+    "neighborhood_attention": ([*[(1, 3, 4, 2, 3)] * 3, (2, 5, 3)], {"kernel_size": (3, 2), "dilation": (1, 2)}),
 }
 every_operator = pytest.mark.parametrize("operator", CALLS)
 
@@ -32,12 +34,14 @@ def make(operator):
 
 
 def call(operator, impl="triton"):
-    return lambda dilation=None, **named: getattr(kernels, operator)(
-        *(t for name, t in named.items() if name.isdigit()),
-        dilation=dilation,
-        impl=impl,
-        **{name: value for name, value in named.items() if not name.isdigit()},
-    )
+    def run(**named):
+        tensors = [t for name, t in named.items() if name.isdigit()]
+        options = {name: value for name, value in named.items() if not name.isdigit()}
+        if operator.endswith("attention"):
+            options["bias"] = tensors.pop()
+        return getattr(kernels, operator)(*tensors, impl=impl, **options)
+
+    return run
 
 
 def test_auto_never_takes_the_interpreter():
@@ -124,27 +128,48 @@ def nodes():
     tensors = (x, x, hidden, projection, bias, 2, *sizes)
     yield "triton_projected_local_weight_backward", (*tensors, [True, True, True, True])
     yield "triton_projected_local_weight_backward", (*tensors, [False, True, False, True])
+    query, key, value = torch.randn(1, 2, 3, 3, 1, 2).unbind(3)
+    for name, bias, sizes in [
+        ("window_attention", torch.randn(1, 4, 4), ([2, 2], [1, 0])),
+        ("window_attention", None, ([6, 7], [1, 0])),
+        ("neighborhood_attention", torch.randn(1, 3, 5), ([2, 3], [1, 2])),
+    ]:
+        inputs, options = (query, key, value, bias), (0.5, *sizes)
+        yield f"triton_{name}", (*inputs, *options)
+        # of windows that fit a block there are no logarithms, and of others any will do
+        lse = torch.zeros(0) if sizes[0] == [2, 2] else torch.zeros(2, 1, 1, 2, 3)
+        yield (
+            f"triton_{name}_backward",
+            (query, *inputs, query + 1, lse, *options, [True, False, True, bias is not None]),
+        )
 
 
 @pytest.fixture(scope="module")
 def registered():
-    from localmix.kernels.triton import local_weight, shared_weight
+    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight
 
-    return local_weight, shared_weight
+    return local_weight, pairwise_weight, shared_weight
+
+
+# the other backward nodes are differentiated by way of other operators
+WITH_GRADIENTS = {
+    *("triton_shared_weight", "triton_shared_weight_backward", "triton_local_weight", "triton_local_weight_backward"),
+    *("triton_projected_local_weight", "triton_window_attention", "triton_neighborhood_attention"),
+}
 
 
 # opcheck looks at the gradients of what it has made of the arguments
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("case", range(11))
+@pytest.mark.parametrize("case", range(17))
 def test_nodes_are_well_formed(registered, case):
     name, arguments = list(nodes())[case]
-    has_rule = name != "triton_projected_local_weight_backward"
+    has_rule = name in WITH_GRADIENTS
     arguments = tuple(t.detach().requires_grad_() if has_rule and isinstance(t, torch.Tensor) else t for t in arguments)
     torch.library.opcheck(getattr(torch.ops.localmix, name).default, arguments)
 
 
 def test_every_node_is_checked():
-    assert len(list(nodes())) == 11
+    assert len(list(nodes())) == 17
 
 
 @every_operator
@@ -188,8 +213,41 @@ def test_two_runs_are_equal_to_the_bit(operator):
             {"x": (2, 19, 9, 34), "hidden": (2, 19, 9, 2), "projection": (68, 2)},
             {"kernel_size": (2, 1), "num_groups": 34},
         ),
+        # a window of several blocks, one of them cut, and several tiles of each residue, some without a neighbor
+        (
+            "window_attention",
+            {**dict.fromkeys(("query", "key", "value"), (1, 8, 9, 1, 2)), "bias": (1, 72, 72)},
+            {"window_size": (8, 9), "shift": (0, 2)},
+        ),
+        (
+            "neighborhood_attention",
+            {**dict.fromkeys(("query", "key", "value"), (1, 11, 17, 1, 2)), "bias": (1, 5, 5)},
+            {"kernel_size": 3, "dilation": (1, 2)},
+        ),
     ],
 )
 def test_work_of_several_programs(operator, shapes, options):
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
-    check_operator(operator, tensors, options, torch.randn(shapes["x"]), impl="triton")
+    check_operator(operator, tensors, options, torch.randn(next(iter(shapes.values()))), impl="triton")
+
+
+@pytest.mark.parametrize("operator", ["window_attention", "neighborhood_attention"])
+def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, registered, operator):
+    """Their channels of a head are dense, which is all that the kernels want; other tensors are copied."""
+    _, pairwise_weight, _ = registered
+    read = []
+
+    def launch(kernel, programs, inputs, strides, constants, warps, stages=2):
+        read.append((inputs[:3], strides))
+
+    monkeypatch.setattr(pairwise_weight.tuning, "launch", launch)
+    _, options = make(operator)
+    qkv = torch.randn(2, 3, 4, 3, 2, 5).unbind(3)
+    getattr(kernels, operator)(*qkv, **options, impl="triton")
+    ((pointers, strides),) = read
+    assert all(t.data_ptr() == view.data_ptr() for t, view in zip(pointers, qkv, strict=True))
+    assert strides[-15:-3] == 3 * qkv[0].stride()[:4]
+    transposed = [t.transpose(3, 4).contiguous().transpose(3, 4) for t in qkv]
+    getattr(kernels, operator)(*transposed, **options, impl="triton")
+    pointers, _ = read[1]
+    assert all(t.is_contiguous() and t.equal(view) for t, view in zip(pointers, qkv, strict=True))

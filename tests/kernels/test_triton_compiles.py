@@ -16,7 +16,10 @@ import pytest
 
 from localmix import kernels
 
-pytestmark = pytest.mark.skipif(bool(kernels.triton.MISSING), reason=str(kernels.triton.MISSING))
+pytestmark = [
+    pytest.mark.skipif(bool(kernels.triton.MISSING), reason=str(kernels.triton.MISSING)),
+    pytest.mark.timeout(900),  # all kernels are compiled before the first test
+]
 
 # the least that one block has, of all GPUs since 2020
 SHARED_BYTES = 99 * 1024
@@ -31,6 +34,9 @@ def kinds_of(arguments, kernel):
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
         if parameter.is_constexpr or (isinstance(value, int) and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        if isinstance(value, float):
+            signature[parameter.name] = "fp32"
             continue
         is_tensor = isinstance(value, torch.Tensor)
         signature[parameter.name] = names[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
@@ -56,7 +62,7 @@ def compile_all():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from localmix.kernels.triton import local_weight, shared_weight, tuning  # noqa: F401
+    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, tuning  # noqa: F401
 
     def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2):
         signature, values, alignments = kinds_of((*inputs, *strides, *constants), kernel)
@@ -78,12 +84,28 @@ def compile_all():
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
 
+    def launch_attention(name, x, dim, size, step):
+        query, key, value = x.new_empty(*x.shape[:3], 3, 2, dim).unbind(3)
+        bias = (size**2, size**2) if name == "window_attention" else (2 * size - 1, 2 * size - 1)
+        tensors, options = (query, key, value, x.new_empty(2, *bias)), (dim**-0.5, (size, size), (step, step))
+        results = getattr(torch.ops.localmix, f"triton_{name}")(*tensors, *options)
+        needed = (True, True, True, True)
+        getattr(torch.ops.localmix, f"triton_{name}_backward")(query, *tensors, *results, *options, needed)
+
     torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
     for capability, dtype in itertools.product([90, 80], [torch.float32, torch.bfloat16, torch.float16]):
         tuning.launch = functools.partial(compile, capability)
-        launch_all(torch.empty(2, 28, 28, 192, dtype=dtype), 32, 48, (7, 7))
+        x = torch.empty(2, 28, 28, 192, dtype=dtype)
+        launch_all(x, 32, 48, (7, 7))
+        launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
+        launch_attention("neighborhood_attention", x, 32, 7, 1)
+    launch_attention("window_attention", x, 64, 12, 6)  # by tiles too
     # Triton makes a constant of every number that is 1
-    launch_all(torch.empty(1, 1, 1, 1), 1, 1, (1, 1))
+    x = torch.empty(1, 1, 1, 1)
+    launch_all(x, 1, 1, (1, 1))
+    launch_attention("window_attention", x, 1, 1, 0)
+    launch_attention("window_attention", x, 1, 9, 0)
+    launch_attention("neighborhood_attention", x, 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +120,14 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
     launches = {(line["kernel"], line["capability"], line["dtype"]) for line in compiled}
     names = {kernel for kernel, _, _ in launches}
     expected = {"_convolve", "_weight_gradient", "apply", "weight_gradient", "hidden_gradient", "projection_gradient"}
+    expected |= {
+        "attend_in_windows",
+        "gradients_in_windows",
+        "attend",
+        "query_gradient",
+        "key_gradient",
+        "bias_gradient",
+    }
     assert names == expected
     assert len(launches) == 2 * 3 * len(expected)
 

@@ -24,12 +24,6 @@ Tile = tuple[int, ...]
 _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
 
-_LARGEST_BLOCK = 64
-"""Slots of a window of which one program holds all scores; larger windows go by tiles."""
-
-_SHARED_BYTES = 96 * 1024
-"""What the blocks of a program may take together: of all GPUs since 2020, the least that one has."""
-
 _MOST_SHARES = 64
 
 
@@ -238,7 +232,7 @@ def _empty_results(query: Tensor, geometry: _Geometry) -> tuple[Tensor, Tensor]:
     Its parts are the largest score and the logarithm of the sum relative to that: added they would lose digits.
     """
     batch, height, width, heads, _ = query.shape
-    lse = (0,) if _fits_a_block(geometry) else (2, batch, heads, height, width)
+    lse = (0,) if _fits_a_block(query, geometry) else (2, batch, heads, height, width)
     return query.new_empty(query.shape), query.new_empty(lse, dtype=torch.float32)
 
 
@@ -256,7 +250,7 @@ def _run_attend(
     y, lse = _empty_results(query, geometry)
     if y.numel():
         tensors, flags = (*map(_dense, (query, key, value)), bias), (bias is not None,)
-        if _fits_a_block(geometry):
+        if _fits_a_block(query, geometry):
             _run_in_windows(kernels.attend_in_windows, tensors, (y,), scale, geometry, flags)
         else:
             _run_by_tiles(kernels.attend, tensors, (y, *lse.unbind()), scale, geometry, flags)
@@ -281,7 +275,7 @@ def _run_gradients(
         return *results[:3], results[3].zero_()
     tensors, gradient = (*map(_dense, (query, key, value)), bias), gradient.contiguous()
     has_bias = bias is not None
-    if _fits_a_block(geometry):
+    if _fits_a_block(query, geometry):
         others, flags = (gradient, *results[:3]), (has_bias, *needed)
         partial = _run_in_windows(kernels.gradients_in_windows, tensors, others, scale, geometry, flags, needed[3])
         if needed[3]:
@@ -299,8 +293,11 @@ def _run_gradients(
     return tuple(results)
 
 
-def _fits_a_block(geometry: _Geometry) -> bool:
-    return isinstance(geometry, _Windows) and math.prod(geometry.size) <= _LARGEST_BLOCK
+def _fits_a_block(query: Tensor, geometry: _Geometry) -> bool:
+    """Whether one program has the registers for all scores of a window; float32 on no matrix unit takes more."""
+    most = 32 if query.dtype == torch.float32 else 64
+    fits = query.shape[4] * query.element_size() <= 128
+    return isinstance(geometry, _Windows) and math.prod(geometry.size) <= most and fits
 
 
 def _run_in_windows(
@@ -319,7 +316,7 @@ def _run_in_windows(
     units = batch * math.prod(windows)
     top, left, kh, kw, _, _ = geometry.arguments(query.shape)
 
-    def run(share: int, warps: int) -> Tensor:
+    def run(share: int, warps: int, stages: int) -> Tensor:
         if of_bias:
             # the sums of the shares are no more numbers than query has
             share = max(share, triton.cdiv(units * heads * slots**2, query.numel()))
@@ -332,11 +329,18 @@ def _run_in_windows(
             (kh, kw, *_strides(tensors)),
             (*flags, dim, *_products_of(query), _block(slots), _block(dim)),
             warps,
+            stages,
         )
         return partial
 
-    candidates = [(4, 4), (8, 4), (1, 4), (4, 8), (4, 2)] if slots > 16 else [(4, 1), (16, 1), (4, 2)]
-    return run(*_choose(kernel, query, geometry, flags, candidates, run))
+    warps = 1 if slots <= _SMALLEST_FACTOR else 4 if dim * query.element_size() <= 64 else 8
+    # gradients hold much in registers, and a second stage takes more of them
+    first, second = (2, 1) if kernel is kernels.attend_in_windows else (1, 2)
+    candidates = [
+        *((share, warps, first) for share in (4, 8, 16, 1)),
+        *((4, warps, second), (4, min(2 * warps, 8), first)),
+    ]
+    return run(*_choose(kernel, query, geometry, flags, list(dict.fromkeys(candidates)), run))
 
 
 def _run_by_tiles(
@@ -431,21 +435,11 @@ def _block(size: int, most: int | None = None) -> int:
 def _blocks(query: Tensor) -> list[Tile]:
     """Candidates (positions that a program owns, positions of a step of its loop, warps)."""
     line = _block(query.shape[4]) * query.element_size()
-    candidates = []
-    for positions, across, warps in (
-        (64, 64, 4),
-        (64, 32, 4),
-        (128, 64, 8),
-        (128, 32, 4),
-        (32, 64, 4),
-        (32, 32, 2),
-        (16, 32, 2),
-        (16, 16, 1),
-    ):
-        # two blocks of the own positions, and two of two steps of the loop
-        if line * (2 * positions + 4 * across) <= _SHARED_BYTES:
-            candidates.append((positions, across, warps))
-    return candidates
+    if query.dtype == torch.float32:
+        return [(32, 32, 8), (32, 16, 4), (16, 32, 4)] if line <= 128 else [(16, 16, 4), (32, 16, 8)]
+    if line <= 64:
+        return [(64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 32, 2), (32, 64, 4), (16, 32, 1)]
+    return [(32, 32, 4), (64, 32, 8), (16, 32, 2)] if line <= 128 else [(32, 32, 8), (32, 16, 4), (16, 32, 4)]
 
 
 def _choose(

@@ -31,12 +31,33 @@ def _write(y, values, offsets, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK: tl.constexpr):
-    """Image, rows and columns of the slots of a window, and which of them hold a position of the map."""
+def _first_column(kh, kw):
+    """A number with a bit for each slot of a window, which is set in the first column."""
+    bits = tl.full((), 0, tl.uint64)
+    for i in range(kh):
+        bits |= tl.full((), 1, tl.uint64) << (i * kw)
+    return bits
+
+
+@triton.jit
+def _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK: tl.constexpr):
+    """Image, rows and columns of the slots of a window, and which of them hold a position of the map.
+
+    The latter is taken from a number with a bit for each slot: every thread needs it for all columns of its scores, and
+    bounds of rows and columns would fill its registers.
+    """
     slot = tl.arange(0, BLOCK)
-    row = unit // windows_w % windows_h * kh - top + slot // kw
-    column = unit % windows_w * kw - left + slot % kw
-    inside = (slot < kh * kw) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row = (unit // windows_w % windows_h).to(tl.int32) * kh - top
+    column = (unit % windows_w).to(tl.int32) * kw - left
+    above = tl.maximum(-row, 0)
+    before = tl.maximum(-column, 0)
+    rows = tl.minimum(height - row, kh) - above
+    columns = tl.minimum(width - column, kw) - before
+    line = (tl.full((), 0xFFFFFFFFFFFFFFFF, tl.uint64) >> (64 - columns)) << before
+    bits = line * (first_column >> ((kh - rows) * kw)) << (above * kw)
+    inside = ((bits >> slot) & 1) != 0
+    row = (row + slot // kw).to(tl.int64)
+    column = (column + slot % kw).to(tl.int64)
     return unit // windows_w // windows_h, row, column, inside
 
 
@@ -99,8 +120,11 @@ def attend_in_windows(
     value += head * value_n
     if HAS_BIAS:
         added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
+    first_column = _first_column(kh, kw)
     for unit in range(first, tl.minimum(first + share, units)):
-        image, row, column, inside = _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK)
+        image, row, column, inside = _window(
+            unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK
+        )
         q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
         k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
         v = _read(value, image * value_b + row * value_h + column * value_w, inside, D, BLOCK_D, FACTOR)
@@ -174,8 +198,11 @@ def gradients_in_windows(
         added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
     if OF_BIAS:
         of_bias = tl.zeros((BLOCK, BLOCK), tl.float32)
+    first_column = _first_column(kh, kw)
     for unit in range(first, tl.minimum(first + share, units)):
-        image, row, column, inside = _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, BLOCK)
+        image, row, column, inside = _window(
+            unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK
+        )
         position = ((image * height + row) * width + column) * heads + head
         q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
         k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
@@ -285,11 +312,13 @@ def _masked(
         seen = seen & (down >= 0) & (down < kh) & (right >= 0) & (right < kw)
     if HAS_BIAS:
         if WINDOW:
-            slot, key_slot = row * kw + column, key_row * kw + key_column
-            offsets = slot.to(tl.int64) * stride_i + key_slot.to(tl.int64) * stride_j
+            of_query = (row * kw + column).to(tl.int64) * stride_i
+            of_key = (key_row * kw + key_column).to(tl.int64) * stride_j
         else:
-            offsets = (key_row - row + (kh - 1)) * stride_i + (key_column - column + (kw - 1)) * stride_j
-        scores += tl.load(bias + offsets, mask=seen, other=0).to(tl.float32)
+            of_query = (kh - 1 - row) * stride_i + (kw - 1 - column) * stride_j
+            of_key = key_row * stride_i + key_column * stride_j
+        # a line and a column of offsets, so that the block itself takes one addition
+        scores += tl.load(bias + of_query + of_key, mask=seen, other=0).to(tl.float32)
     return tl.where(seen, scores, float("-inf"))
 
 

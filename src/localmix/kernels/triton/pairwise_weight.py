@@ -15,7 +15,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from localmix.kernels.triton import pairwise_weight_kernels as kernels
+from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
+from localmix.kernels.triton import pairwise_window_kernels as in_windows
 from localmix.kernels.triton import tuning
 
 Pair = tuple[int, int]
@@ -251,9 +252,9 @@ def _run_attend(
     if y.numel():
         tensors, flags = (*map(_dense, (query, key, value)), bias), (bias is not None,)
         if _fits_a_block(query, geometry):
-            _run_in_windows(kernels.attend_in_windows, tensors, (y,), scale, geometry, flags)
+            _run_in_windows(in_windows.attend_in_windows, tensors, (y,), scale, geometry, flags)
         else:
-            _run_by_tiles(kernels.attend, tensors, (y, *lse.unbind()), scale, geometry, flags)
+            _run_by_tiles(by_tiles.attend, tensors, (y, *lse.unbind()), scale, geometry, flags)
     return y, lse
 
 
@@ -277,17 +278,17 @@ def _run_gradients(
     has_bias = bias is not None
     if _fits_a_block(query, geometry):
         others, flags = (gradient, *results[:3]), (has_bias, *needed)
-        partial = _run_in_windows(kernels.gradients_in_windows, tensors, others, scale, geometry, flags, needed[3])
+        partial = _run_in_windows(in_windows.gradients_in_windows, tensors, others, scale, geometry, flags, needed[3])
         if needed[3]:
             results[3] = partial.sum(0).to(query.dtype)
         return tuple(results)
     delta = torch.empty_like(lse[0])
     if needed[0] or needed[1] or needed[3]:
         others = (gradient, output, *lse.unbind(), delta, results[0])
-        _run_by_tiles(kernels.query_gradient, tensors, others, scale, geometry, (has_bias, needed[0]))
+        _run_by_tiles(by_tiles.query_gradient, tensors, others, scale, geometry, (has_bias, needed[0]))
     if needed[1] or needed[2]:
         others = (gradient, *lse.unbind(), delta, *results[1:3])
-        _run_by_tiles(kernels.key_gradient, tensors, others, scale, geometry, (has_bias, *needed[1:3]))
+        _run_by_tiles(by_tiles.key_gradient, tensors, others, scale, geometry, (has_bias, *needed[1:3]))
     if needed[3]:
         results[3] = _run_bias_gradient(tensors, (gradient, *lse.unbind(), delta), scale, geometry)
     return tuple(results)
@@ -335,7 +336,7 @@ def _run_in_windows(
 
     warps = 1 if slots <= _SMALLEST_FACTOR else 4 if dim * query.element_size() <= 64 else 8
     # gradients hold much in registers, and a second stage takes more of them
-    first, second = (2, 1) if kernel is kernels.attend_in_windows else (1, 2)
+    first, second = (2, 1) if kernel is in_windows.attend_in_windows else (1, 2)
     candidates = [
         *((share, warps, first) for share in (4, 8, 16, 1)),
         *((4, warps, second), (4, min(2 * warps, 8), first)),
@@ -367,7 +368,7 @@ def _run_by_tiles(
             (*geometry.arguments(query.shape), *_strides(tensors)),
             (
                 *(isinstance(geometry, _Windows), *flags, dim, *_products_of(query)),
-                *((across, own) if kernel is kernels.key_gradient else (own, across)),
+                *((across, own) if kernel is by_tiles.key_gradient else (own, across)),
                 _block(dim),
             ),
             warps,
@@ -392,7 +393,7 @@ def _run_bias_gradient(tensors: Sequence[Any], others: Sequence[Tensor], scale: 
         shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
         partial = query.new_empty((shares, heads, queries, keys), dtype=torch.float32)
         tuning.launch(
-            kernels.bias_gradient,
+            by_tiles.bias_gradient,
             shares * math.prod(blocks) * heads,
             (*_pointers(tensors), *others, partial, scale, height, width, heads, *tiles, *tile, *reach, *blocks),
             (units, shares, *geometry.arguments(query.shape), *_strides(tensors)),
@@ -401,7 +402,7 @@ def _run_bias_gradient(tensors: Sequence[Any], others: Sequence[Tensor], scale: 
         )
         return partial, tile
 
-    partial, tile = run(*_choose(kernels.bias_gradient, query, geometry, (), _blocks(query), run))
+    partial, tile = run(*_choose(by_tiles.bias_gradient, query, geometry, (), _blocks(query), run))
     return geometry.gradient_of_bias(partial.sum(0), query.shape, tile).to(bias.dtype)
 
 

@@ -1,11 +1,7 @@
-"""Triton kernels for attention in windows and in neighborhoods; pairwise_weight.py launches them.
+"""Triton kernels for attention by tiles, in neighborhoods and in windows of any size; pairwise_weight.py launches them.
 
-Query, key and value are read where they lie: [B, H, W, heads, D] in any strides but of the last axis, which is dense.
-Results and gradients are contiguous.
-
-There are two families. A window whose slots fit one block is a product of two matrices: a program owns a head, goes
-through a share of the windows of all images, and keeps the bias in registers. All else goes by tiles: a program owns a
-tile of queries and loops over the strip of keys that they see, or a tile of keys and the queries that see them.
+A program owns a block of queries of a tile and loops over the strip of keys that they see, or a block of keys and loops
+over the queries that see them.
 
 On each axis a tile has steps: step s is the position `origin + s * dilation`, of one window or of one residue of the
 dilation. Tiles and strips are rectangles of steps, so that the programs at a border have less to do.
@@ -14,227 +10,16 @@ dilation. Tiles and strips are rectangles of steps, so that the programs at a bo
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _read(x, offsets, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, FACTOR: tl.constexpr):
-    """Block [positions, channels of a head] of x as a factor of a product; zero outside of the map."""
-    dim = tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (dim < D)[None, :]
-    return tl.load(x + offsets[:, None] + dim[None, :], mask=mask, other=0).to(FACTOR)
+from localmix.kernels.triton.pairwise_memory import read, write
 
 
 @triton.jit
-def _write(y, values, offsets, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    dim = tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (dim < D)[None, :]
-    tl.store(y + offsets[:, None] + dim[None, :], values.to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _first_column(kh, kw):
-    """A number with a bit for each slot of a window, which is set in the first column."""
-    bits = tl.full((), 0, tl.uint64)
-    for i in range(kh):
-        bits |= tl.full((), 1, tl.uint64) << (i * kw)
-    return bits
-
-
-@triton.jit
-def _window(unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK: tl.constexpr):
-    """Image, rows and columns of the slots of a window, and which of them hold a position of the map.
-
-    The latter is taken from a number with a bit for each slot: every thread needs it for all columns of its scores, and
-    bounds of rows and columns would fill its registers.
-    """
-    slot = tl.arange(0, BLOCK)
-    row = (unit // windows_w % windows_h).to(tl.int32) * kh - top
-    column = (unit % windows_w).to(tl.int32) * kw - left
-    above = tl.maximum(-row, 0)
-    before = tl.maximum(-column, 0)
-    rows = tl.minimum(height - row, kh) - above
-    columns = tl.minimum(width - column, kw) - before
-    line = (tl.full((), 0xFFFFFFFFFFFFFFFF, tl.uint64) >> (64 - columns)) << before
-    bits = line * (first_column >> ((kh - rows) * kw)) << (above * kw)
-    inside = ((bits >> slot) & 1) != 0
-    row = (row + slot // kw).to(tl.int64)
-    column = (column + slot % kw).to(tl.int64)
-    return unit // windows_w // windows_h, row, column, inside
-
-
-@triton.jit
-def _bias_of_slots(bias, slots, stride_q, stride_k, BLOCK: tl.constexpr):
-    slot = tl.arange(0, BLOCK)
-    mask = (slot < slots)[:, None] & (slot < slots)[None, :]
-    offsets = slot[:, None] * stride_q + slot[None, :] * stride_k
-    return tl.load(bias + offsets, mask=mask, other=0).to(tl.float32)
-
-
-@triton.jit
-def attend_in_windows(
-    query,
-    key,
-    value,
-    bias,
-    y,
-    partial,
-    scale,
-    height,
-    width,
-    heads,
-    windows_h,
-    windows_w,
-    top,
-    left,
-    units,
-    share,
-    kh,
-    kw,
-    query_b,
-    query_h,
-    query_w,
-    query_n,
-    key_b,
-    key_h,
-    key_w,
-    key_n,
-    value_b,
-    value_h,
-    value_w,
-    value_n,
-    bias_n,
-    bias_q,
-    bias_k,
-    HAS_BIAS: tl.constexpr,
-    D: tl.constexpr,
-    FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """y = softmax(scale * query . key + bias) value in a share of the windows. `partial` is not used."""
+def _program(tiles, blocks, heads):
+    """Image, tile, block of the tile and head that a program has."""
     pid = tl.program_id(0).to(tl.int64)
-    head = pid % heads
-    first = pid // heads * share
-    query += head * query_n
-    key += head * key_n
-    value += head * value_n
-    if HAS_BIAS:
-        added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
-    first_column = _first_column(kh, kw)
-    for unit in range(first, tl.minimum(first + share, units)):
-        image, row, column, inside = _window(
-            unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK
-        )
-        q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
-        k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
-        v = _read(value, image * value_b + row * value_h + column * value_w, inside, D, BLOCK_D, FACTOR)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if HAS_BIAS:
-            scores += added
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        weights = tl.exp(scores - tl.max(scores, 1)[:, None])
-        sums = tl.dot(weights.to(FACTOR), v, input_precision=PRECISION) / tl.sum(weights, 1)[:, None]
-        position = (image * height + row) * width + column
-        _write(y, sums, (position * heads + head) * D, inside, D, BLOCK_D)
-
-
-@triton.jit
-def gradients_in_windows(
-    query,
-    key,
-    value,
-    bias,
-    gradient,
-    of_query,
-    of_key,
-    of_value,
-    partial,
-    scale,
-    height,
-    width,
-    heads,
-    windows_h,
-    windows_w,
-    top,
-    left,
-    units,
-    share,
-    kh,
-    kw,
-    query_b,
-    query_h,
-    query_w,
-    query_n,
-    key_b,
-    key_h,
-    key_w,
-    key_n,
-    value_b,
-    value_h,
-    value_w,
-    value_n,
-    bias_n,
-    bias_q,
-    bias_k,
-    HAS_BIAS: tl.constexpr,
-    OF_QUERY: tl.constexpr,
-    OF_KEY: tl.constexpr,
-    OF_VALUE: tl.constexpr,
-    OF_BIAS: tl.constexpr,
-    D: tl.constexpr,
-    FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """All gradients in a share of the windows, and the sum of those of the bias over the share."""
-    pid = tl.program_id(0).to(tl.int64)
-    head = pid % heads
-    first = pid // heads * share
-    query += head * query_n
-    key += head * key_n
-    value += head * value_n
-    if HAS_BIAS:
-        added = _bias_of_slots(bias + head * bias_n, kh * kw, bias_q, bias_k, BLOCK)
-    if OF_BIAS:
-        of_bias = tl.zeros((BLOCK, BLOCK), tl.float32)
-    first_column = _first_column(kh, kw)
-    for unit in range(first, tl.minimum(first + share, units)):
-        image, row, column, inside = _window(
-            unit, height, width, windows_h, windows_w, top, left, kh, kw, first_column, BLOCK
-        )
-        position = ((image * height + row) * width + column) * heads + head
-        q = _read(query, image * query_b + row * query_h + column * query_w, inside, D, BLOCK_D, FACTOR)
-        k = _read(key, image * key_b + row * key_h + column * key_w, inside, D, BLOCK_D, FACTOR)
-        of_y = _read(gradient, position * D, inside, D, BLOCK_D, FACTOR)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if HAS_BIAS:
-            scores += added
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        weights = tl.exp(scores - tl.max(scores, 1)[:, None])
-        weights = weights / tl.sum(weights, 1)[:, None]
-        if OF_VALUE:
-            sums = tl.dot(tl.trans(weights.to(FACTOR)), of_y, input_precision=PRECISION)
-            _write(of_value, sums, position * D, inside, D, BLOCK_D)
-        if OF_QUERY or OF_KEY or OF_BIAS:
-            v = _read(value, image * value_b + row * value_h + column * value_w, inside, D, BLOCK_D, FACTOR)
-            of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
-            of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None])
-            if OF_BIAS:
-                of_bias += of_scores
-            factor = of_scores.to(FACTOR)
-            if OF_QUERY:
-                sums = tl.dot(factor, k, input_precision=PRECISION) * scale
-                _write(of_query, sums, position * D, inside, D, BLOCK_D)
-            if OF_KEY:
-                sums = tl.dot(tl.trans(factor), q, input_precision=PRECISION) * scale
-                _write(of_key, sums, position * D, inside, D, BLOCK_D)
-    if OF_BIAS:
-        slots = kh * kw
-        slot = tl.arange(0, BLOCK)
-        mask = (slot < slots)[:, None] & (slot < slots)[None, :]
-        partial += pid * slots * slots
-        tl.store(partial + slot[:, None] * slots + slot[None, :], of_bias, mask=mask)
+    block = pid // heads % blocks
+    tile = pid // heads // blocks % tiles
+    return pid // heads // blocks // tiles, tile.to(tl.int32), block.to(tl.int32), pid % heads
 
 
 @triton.jit
@@ -283,6 +68,12 @@ def _steps(n, top, left, bottom, right):
     """Rows and columns of the n-th steps of a rectangle, and whether they are in it."""
     columns = tl.maximum(right - left, 1)
     return top + n // columns, left + n % columns, n < (bottom - top) * (right - left)
+
+
+@triton.jit
+def _on_map(row, column, origin_h, origin_w, dh, dw):
+    """Where steps lie on the map, in 64 bits for the offsets that are made of them."""
+    return (origin_h + row * dh).to(tl.int64), (origin_w + column * dw).to(tl.int64)
 
 
 @triton.jit
@@ -371,22 +162,15 @@ def attend(
     BLOCK_D: tl.constexpr,
 ):
     """y = softmax(scale * query . key + bias) value for a block of queries, and the logarithm of the denominator."""
-    pid = tl.program_id(0).to(tl.int64)
-    head = pid % heads
-    pid = pid // heads
-    block = (pid % blocks).to(tl.int32)
-    pid = pid // blocks
-    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
-    image = pid // (tiles_h * tiles_w)
+    image, tile, block, head = _program(tiles_h * tiles_w, blocks, heads)
     origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
     origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
     row, column, inside = _steps(block * BLOCK_Q + tl.arange(0, BLOCK_Q), first_h, first_w, end_h, end_w)
-    map_row = (origin_h + row * dh).to(tl.int64)
-    map_column = (origin_w + column * dw).to(tl.int64)
+    map_row, map_column = _on_map(row, column, origin_h, origin_w, dh, dw)
     query += image * query_b + head * query_n
     key += image * key_b + head * key_n
     value += image * value_b + head * value_n
-    q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+    q = read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
 
     top_key, bottom_key = _keys_of(first_h, end_h, length_h, kh, WINDOW)
     left_key, right_key = _keys_of(first_w, end_w, length_w, kw, WINDOW)
@@ -396,10 +180,9 @@ def attend(
     for first in range(0, (bottom_key - top_key) * (right_key - left_key), BLOCK_K):
         n = first + tl.arange(0, BLOCK_K)
         key_row, key_column, key_inside = _steps(n, top_key, left_key, bottom_key, right_key)
-        key_map_row = (origin_h + key_row * dh).to(tl.int64)
-        key_map_column = (origin_w + key_column * dw).to(tl.int64)
-        k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
-        v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+        key_map_row, key_map_column = _on_map(key_row, key_column, origin_h, origin_w, dh, dw)
+        k = read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+        v = read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
         scores = _masked(
             tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
             bias + head * bias_n,
@@ -429,7 +212,7 @@ def attend(
 
     total = tl.where(inside, total, 1)
     position = (image * height + map_row) * width + map_column
-    _write(y, sums / total[:, None], (position * heads + head) * D, inside, D, BLOCK_D)
+    write(y, sums / total[:, None], (position * heads + head) * D, inside, D, BLOCK_D)
     of_head = ((image * heads + head) * height + map_row) * width + map_column
     tl.store(peaks + of_head, peak, mask=inside)
     tl.store(logarithms + of_head, tl.log(total), mask=inside)
@@ -488,28 +271,21 @@ def query_gradient(
     BLOCK_D: tl.constexpr,
 ):
     """Gradient of a block of queries, and delta = gradient . y, which the other gradients need too."""
-    pid = tl.program_id(0).to(tl.int64)
-    head = pid % heads
-    pid = pid // heads
-    block = (pid % blocks).to(tl.int32)
-    pid = pid // blocks
-    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
-    image = pid // (tiles_h * tiles_w)
+    image, tile, block, head = _program(tiles_h * tiles_w, blocks, heads)
     origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
     origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
     row, column, inside = _steps(block * BLOCK_Q + tl.arange(0, BLOCK_Q), first_h, first_w, end_h, end_w)
-    map_row = (origin_h + row * dh).to(tl.int64)
-    map_column = (origin_w + column * dw).to(tl.int64)
+    map_row, map_column = _on_map(row, column, origin_h, origin_w, dh, dw)
     position = (((image * height + map_row) * width + map_column) * heads + head) * D
     of_head = ((image * heads + head) * height + map_row) * width + map_column
-    of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
-    own = tl.sum(of_y.to(tl.float32) * _read(y, position, inside, D, BLOCK_D, tl.float32), 1)
+    of_y = read(gradient, position, inside, D, BLOCK_D, FACTOR)
+    own = tl.sum(of_y.to(tl.float32) * read(y, position, inside, D, BLOCK_D, tl.float32), 1)
     tl.store(delta + of_head, own, mask=inside)
     if OF_QUERY:
         query += image * query_b + head * query_n
         key += image * key_b + head * key_n
         value += image * value_b + head * value_n
-        q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        q = read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
         peak = tl.load(peaks + of_head, mask=inside, other=0)
         logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
         top_key, bottom_key = _keys_of(first_h, end_h, length_h, kh, WINDOW)
@@ -518,10 +294,9 @@ def query_gradient(
         for first in range(0, (bottom_key - top_key) * (right_key - left_key), BLOCK_K):
             n = first + tl.arange(0, BLOCK_K)
             key_row, key_column, key_inside = _steps(n, top_key, left_key, bottom_key, right_key)
-            key_map_row = (origin_h + key_row * dh).to(tl.int64)
-            key_map_column = (origin_w + key_column * dw).to(tl.int64)
-            k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
-            v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+            key_map_row, key_map_column = _on_map(key_row, key_column, origin_h, origin_w, dh, dw)
+            k = read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+            v = read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
             scores = _masked(
                 tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
                 bias + head * bias_n,
@@ -544,7 +319,7 @@ def query_gradient(
             of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
             of_scores = weights * (of_weights - own[:, None])
             sums = tl.dot(of_scores.to(FACTOR), k, sums, input_precision=PRECISION)
-        _write(of_query, sums * scale, position, inside, D, BLOCK_D)
+        write(of_query, sums * scale, position, inside, D, BLOCK_D)
 
 
 @triton.jit
@@ -601,24 +376,17 @@ def key_gradient(
     BLOCK_D: tl.constexpr,
 ):
     """Gradients of a block of keys and values: a sum over the queries that see them. Blocks are [keys, queries]."""
-    pid = tl.program_id(0).to(tl.int64)
-    head = pid % heads
-    pid = pid // heads
-    block = (pid % blocks).to(tl.int32)
-    pid = pid // blocks
-    tile = (pid % (tiles_h * tiles_w)).to(tl.int32)
-    image = pid // (tiles_h * tiles_w)
+    image, tile, block, head = _program(tiles_h * tiles_w, blocks, heads)
     origin_h, length_h, first_h, end_h = _tile(tile // tiles_w, height, top, dh, tile_h, WINDOW)
     origin_w, length_w, first_w, end_w = _tile(tile % tiles_w, width, left, dw, tile_w, WINDOW)
     key_row, key_column, key_inside = _steps(block * BLOCK_K + tl.arange(0, BLOCK_K), first_h, first_w, end_h, end_w)
-    key_map_row = (origin_h + key_row * dh).to(tl.int64)
-    key_map_column = (origin_w + key_column * dw).to(tl.int64)
+    key_map_row, key_map_column = _on_map(key_row, key_column, origin_h, origin_w, dh, dw)
     query += image * query_b + head * query_n
     key += image * key_b + head * key_n
     value += image * value_b + head * value_n
-    k = _read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
+    k = read(key, key_map_row * key_h + key_map_column * key_w, key_inside, D, BLOCK_D, FACTOR)
     if OF_KEY:
-        v = _read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
+        v = read(value, key_map_row * value_h + key_map_column * value_w, key_inside, D, BLOCK_D, FACTOR)
         sums_of_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     if OF_VALUE:
         sums_of_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -628,12 +396,11 @@ def key_gradient(
     for first in range(0, (bottom_query - top_query) * (right_query - left_query), BLOCK_Q):
         n = first + tl.arange(0, BLOCK_Q)
         row, column, inside = _steps(n, top_query, left_query, bottom_query, right_query)
-        map_row = (origin_h + row * dh).to(tl.int64)
-        map_column = (origin_w + column * dw).to(tl.int64)
+        map_row, map_column = _on_map(row, column, origin_h, origin_w, dh, dw)
         position = (((image * height + map_row) * width + map_column) * heads + head) * D
         of_head = ((image * heads + head) * height + map_row) * width + map_column
-        q = _read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
-        of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
+        q = read(query, map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        of_y = read(gradient, position, inside, D, BLOCK_D, FACTOR)
         peak = tl.load(peaks + of_head, mask=inside, other=0)
         logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
         scores = _masked(
@@ -665,9 +432,9 @@ def key_gradient(
 
     position = (((image * height + key_map_row) * width + key_map_column) * heads + head) * D
     if OF_KEY:
-        _write(of_key, sums_of_key * scale, position, key_inside, D, BLOCK_D)
+        write(of_key, sums_of_key * scale, position, key_inside, D, BLOCK_D)
     if OF_VALUE:
-        _write(of_value, sums_of_value, position, key_inside, D, BLOCK_D)
+        write(of_value, sums_of_value, position, key_inside, D, BLOCK_D)
 
 
 @triton.jit
@@ -762,18 +529,16 @@ def bias_gradient(
         key_inside = (n < keys) & (key_row >= 0) & (key_row < length_h) & (key_column >= 0) & (key_column < length_w)
         if WINDOW:
             key_inside = key_inside & (key_row >= first_h) & (key_column >= first_w)
-        map_row = (origin_h + row * dh).to(tl.int64)
-        map_column = (origin_w + column * dw).to(tl.int64)
-        key_map_row = (origin_h + key_row * dh).to(tl.int64)
-        key_map_column = (origin_w + key_column * dw).to(tl.int64)
+        map_row, map_column = _on_map(row, column, origin_h, origin_w, dh, dw)
+        key_map_row, key_map_column = _on_map(key_row, key_column, origin_h, origin_w, dh, dw)
         position = (((image * height + map_row) * width + map_column) * heads + head) * D
         of_head = ((image * heads + head) * height + map_row) * width + map_column
         offsets = image * key_b + key_map_row * key_h + key_map_column * key_w
-        q = _read(query, image * query_b + map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
-        k = _read(key, offsets, key_inside, D, BLOCK_D, FACTOR)
+        q = read(query, image * query_b + map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+        k = read(key, offsets, key_inside, D, BLOCK_D, FACTOR)
         offsets = image * value_b + key_map_row * value_h + key_map_column * value_w
-        v = _read(value, offsets, key_inside, D, BLOCK_D, FACTOR)
-        of_y = _read(gradient, position, inside, D, BLOCK_D, FACTOR)
+        v = read(value, offsets, key_inside, D, BLOCK_D, FACTOR)
+        of_y = read(gradient, position, inside, D, BLOCK_D, FACTOR)
         peak = tl.load(peaks + of_head, mask=inside, other=0)
         logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
         own = tl.load(delta + of_head, mask=inside, other=0)

@@ -29,7 +29,7 @@ struct Shape {
   const LocalWeightProblem& problem;
   int64_t lanes;     // groups, rounded up to whole vectors
   int64_t taps;      // K
-  int64_t position;  // floats of one position in scratch: [D][lanes]
+  int64_t position;  // floats of one position in scratch: [lanes / kLanes][D][kLanes]
   int64_t top, left;
   int64_t rows;     // rows of the map that one output row reaches
   int64_t columns;  // positions of a scratch row: the map and its border
@@ -52,30 +52,44 @@ inline void with_dim(int64_t dim, F f) {
     case 6: return f(std::integral_constant<int64_t, 6>());
     case 8: return f(std::integral_constant<int64_t, 8>());
     case 12: return f(std::integral_constant<int64_t, 12>());
+    case 16: return f(std::integral_constant<int64_t, 16>());
+    case 24: return f(std::integral_constant<int64_t, 24>());
+    case 32: return f(std::integral_constant<int64_t, 32>());
     default: return f(dim);
   }
 }
 
-// Positions [G][D] of a map to [D][lanes] of scratch, and back.
+// Calls f(float of scratch, number of the map) for each number of a position: [lanes / kLanes][D][kLanes] and [G][D].
+template <typename Dim, typename F>
+inline void for_numbers(int64_t groups, Dim dim, F f) {
+  int64_t g = 0;
+  for (; g + kLanes <= groups; g += kLanes)
+    for (int64_t d = 0; d < dim; ++d)
+      for (int64_t l = 0; l < kLanes; ++l) f(g * dim + d * kLanes + l, (g + l) * dim + d);
+  for (int64_t d = 0; d < dim; ++d)
+    for (int64_t l = 0; l < groups - g; ++l) f(g * dim + d * kLanes + l, (g + l) * dim + d);
+}
+
+// Positions of a map to scratch, and back.
 template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
-  with_dim(s.problem.dim, [&, groups = s.problem.groups, lanes = s.lanes](auto dim) {
-    for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += dim * lanes)
-      for (int64_t d = 0; d < dim; ++d)
-        for (int64_t g = 0; g < groups; ++g) target[d * lanes + g] = to_float(source[g * dim + d]);
+  with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
+    for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += position)
+      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) { target[in_scratch] = to_float(source[on_map]); });
   });
 }
 
 template <typename T>
 void gather(const Shape& s, const float* source, int64_t positions, T* target) {
-  with_dim(s.problem.dim, [&, groups = s.problem.groups, lanes = s.lanes](auto dim) {
-    for (int64_t i = 0; i < positions; ++i, target += groups * dim, source += dim * lanes)
-      for (int64_t g = 0; g < groups; ++g)
-        for (int64_t d = 0; d < dim; ++d) target[g * dim + d] = from_float<T>(source[d * lanes + g]);
+  with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
+    for (int64_t i = 0; i < positions; ++i, target += groups * dim, source += position)
+      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
+        target[on_map] = from_float<T>(source[in_scratch]);
+      });
   });
 }
 
-// A ring of scratch rows [columns][D][lanes] that slides down the map; row r lies in slot r modulo `rows`.
+// A ring of scratch rows, `columns` positions each, that slides down the map; row r lies in slot r modulo `rows`.
 class Ring {
  public:
   explicit Ring(const Shape& shape)
@@ -143,8 +157,9 @@ class SlidingRows {
   int64_t line_, loaded_;  // the line we are at; rows of its image that are in, counted from the top
 };
 
-// Calls f(vectors, channels, first float) for blocks of one position that fit into registers: some vectors of groups,
-// and some of their channels. Fewer than eight sums would wait for one another.
+// Calls f(vectors, channels, first float, first group) for blocks of one position that fit into registers: some vectors
+// of groups, and some of their channels. Fewer than eight sums would wait for one another. The floats of a block and
+// vector are one stretch of scratch: spread over more lines of the cache, those of 7 x 7 positions would not fit.
 template <typename F>
 inline void for_blocks(const Shape& s, F f) {
   const int64_t dim = s.problem.dim;
@@ -152,8 +167,8 @@ inline void for_blocks(const Shape& s, F f) {
   auto channels = [&](auto vectors, auto dims) {
     for (; dim - d >= dims; d += dims) {
       int64_t v = 0;
-      for (; v + vectors * kLanes <= s.lanes; v += vectors * kLanes) f(vectors, dims, d * s.lanes + v, v);
-      for (; v < s.lanes; v += kLanes) f(std::integral_constant<int, 1>(), dims, d * s.lanes + v, v);
+      for (; v + vectors * kLanes <= s.lanes; v += vectors * kLanes) f(vectors, dims, v * dim + d * kLanes, v);
+      for (; v < s.lanes; v += kLanes) f(std::integral_constant<int, 1>(), dims, v * dim + d * kLanes, v);
     }
   };
   channels(std::integral_constant<int, 1>(), std::integral_constant<int, 12>());
@@ -168,10 +183,10 @@ inline void for_blocks(const Shape& s, F f) {
 // first-level cache, and each position brings one column of new ones.
 
 // y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs:
-// weight [count][K][lanes], y [count][D][lanes].
+// weight [count][K][lanes], y as in scratch.
 inline void sum_taps(
     const Shape& s, const float* weight, const float* const* inputs, int64_t at, float* y, int64_t count) {
-  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
+  for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     for (int64_t i = 0; i < count; ++i) {
       const float* weights = weight + i * s.taps * s.lanes + v;
       Vector sums[vectors][dims] = {};
@@ -179,11 +194,11 @@ inline void sum_taps(
         const float* x = inputs[k] + at + i * s.position + block;
         for (int j = 0; j < vectors; ++j) {
           const Vector w = load(weights + k * s.lanes + j * kLanes);
-          for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * s.lanes + j * kLanes);
+          for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * kLanes + j * next);
         }
       }
       for (int j = 0; j < vectors; ++j)
-        for (int d = 0; d < dims; ++d) store(y + i * s.position + block + d * s.lanes + j * kLanes, sums[j][d]);
+        for (int d = 0; d < dims; ++d) store(y + i * s.position + block + d * kLanes + j * next, sums[j][d]);
     }
   });
 }
@@ -191,19 +206,19 @@ inline void sum_taps(
 // inputs += weight * y for the positions of a run, into each tap that has an input.
 inline void scatter_taps(
     const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y, int64_t count) {
-  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
+  for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     for (int64_t i = 0; i < count; ++i) {
       const float* weights = weight + i * s.taps * s.lanes + v;
       Vector g[vectors][dims];
       for (int j = 0; j < vectors; ++j)
-        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * kLanes + j * next);
       for (int64_t k = 0; k < s.taps; ++k) {
         if (!inputs[k]) continue;
         float* x = inputs[k] + at + i * s.position + block;
         for (int j = 0; j < vectors; ++j) {
           const Vector w = load(weights + k * s.lanes + j * kLanes);
           for (int d = 0; d < dims; ++d) {
-            float* target = x + d * s.lanes + j * kLanes;
+            float* target = x + d * kLanes + j * next;
             store(target, load(target) + w * g[j][d]);
           }
         }
@@ -215,19 +230,19 @@ inline void scatter_taps(
 // weight = sum over the channels of a group of inputs * y for the positions of a run, for each tap.
 inline void dot_taps(
     const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y, int64_t count) {
-  for_blocks(s, [&](auto vectors, auto dims, int64_t block, int64_t v) {
-    const bool add = block >= s.lanes;  // other channels of these groups are in already
+  for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
+    const bool add = block > v * s.problem.dim;  // other channels of these groups are in already
     for (int64_t i = 0; i < count; ++i) {
       float* weights = weight + i * s.taps * s.lanes + v;
       Vector g[vectors][dims];
       for (int j = 0; j < vectors; ++j)
-        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * s.lanes + j * kLanes);
+        for (int d = 0; d < dims; ++d) g[j][d] = load(y + i * s.position + block + d * kLanes + j * next);
       for (int64_t k = 0; k < s.taps; ++k) {
         const float* x = inputs[k] + at + i * s.position + block;
         for (int j = 0; j < vectors; ++j) {
           float* target = weights + k * s.lanes + j * kLanes;
-          Vector sum = g[j][0] * load(x + j * kLanes);
-          for (int d = 1; d < dims; ++d) sum += g[j][d] * load(x + d * s.lanes + j * kLanes);
+          Vector sum = g[j][0] * load(x + j * next);
+          for (int d = 1; d < dims; ++d) sum += g[j][d] * load(x + d * kLanes + j * next);
           store(target, add ? load(target) + sum : sum);
         }
       }

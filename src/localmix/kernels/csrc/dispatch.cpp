@@ -1,7 +1,10 @@
 // What Python calls: picks the instruction set once, and spreads the rows of all images over PyTorch's own threads.
 
 #include "local_weight.h"
+#include "pairwise_weight.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -12,7 +15,9 @@
   LOCALMIX_DECLARE(localmix_backward_x_##isa)      \
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
   LOCALMIX_DECLARE(localmix_pack_##isa)            \
-  LOCALMIX_DECLARE(localmix_projected_forward_##isa)
+  LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
+  extern "C" const PairwiseKernels localmix_window_##isa;  \
+  extern "C" const PairwiseKernels localmix_neighborhood_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
@@ -24,69 +29,107 @@ LOCALMIX_DECLARE_ALL(avx512)
 
 namespace {
 
+struct Kernels {
+  LocalWeightKernels local_weight;
+  const PairwiseKernels *window, *neighborhood;
+};
+
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
-    #isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,         \
-        localmix_pack_##isa, localmix_projected_forward_##isa                                               \
+    {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
+     localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
+        &localmix_window_##isa, &localmix_neighborhood_##isa                                                \
   }
 
-LocalWeightKernels choose() {
+// The sets that this processor has, the best one first.
+struct Choice {
+  Kernels kernels;
+  bool (*runs_here)();
+};
+
+const Choice choices[] = {
+#ifdef LOCALMIX_X86
+    {LOCALMIX_SET(avx512, 16),
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {LOCALMIX_SET(avx2, 8),
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+    {LOCALMIX_SET(generic, 4), [] { return true; }},
+};
+
+// The best one, or the one of that name; null if this processor has it not.
+const Kernels* choose(const char* name) {
 #ifdef LOCALMIX_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return LOCALMIX_SET(avx512, 16);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return LOCALMIX_SET(avx2, 8);
 #endif
-  return LOCALMIX_SET(generic, 4);
+  for (const Choice& choice : choices)
+    if (choice.runs_here() && (!name || !std::strcmp(name, choice.kernels.local_weight.name))) return &choice.kernels;
+  return nullptr;
 }
 
-const LocalWeightKernels chosen = choose();
+const Kernels* chosen = choose(nullptr);
 
-// The two functions of the OpenMP runtime that PyTorch has loaded: with them no second thread pool comes to life.
+// Functions of the OpenMP runtime that PyTorch has loaded: with them no second thread pool comes to life.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using ThreadNumber = int (*)();
+using Number = int (*)();
 Parallel parallel = nullptr;
-ThreadNumber thread_number = nullptr;
+Number thread_number = nullptr, number_of_threads = nullptr;
 
+// Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
+template <typename F>
 struct Job {
-  LocalWeightKernel kernel;
-  const LocalWeightProblem* problem;
-  const void *a, *b;
-  void* out;
-  int64_t begin, lines, threads;
+  F& run;  // (begin, end, thread)
+  int64_t units, threads;
   int failed;
 };
 
+template <typename F>
 void work(void* data) {
-  Job& job = *static_cast<Job*>(data);
-  const int64_t t = job.threads > 1 ? thread_number() : 0;
-  const int64_t begin = job.begin + job.lines * t / job.threads, end = job.begin + job.lines * (t + 1) / job.threads;
-  if (begin < end && job.kernel(job.problem, job.a, job.b, job.out, begin, end))
-    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+  auto& job = *static_cast<Job<F>*>(data);
+  // inside another parallel region the runtime gives fewer threads than it was asked for
+  const int64_t t = job.threads > 1 ? thread_number() : 0, threads = job.threads > 1 ? number_of_threads() : 1;
+  const int64_t begin = job.units * t / threads, end = job.units * (t + 1) / threads;
+  if (begin < end && job.run(begin, end, t)) __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
 }
 
-int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const void* a, const void* b, void* out,
-           int64_t begin, int64_t end, int64_t threads) {
-  Job job{kernel, problem, a, b, out, begin, end - begin, threads, 0};
-  if (job.threads > job.lines) job.threads = job.lines;
-  if (!parallel || job.threads <= 1) {
-    job.threads = 1;
-    work(&job);
+template <typename F>
+int spread(int64_t units, int64_t threads, F run) {
+  Job<F> job{run, units, parallel ? std::max<int64_t>(std::min(threads, units), 1) : 1, 0};
+  if (job.threads == 1) {
+    work<F>(&job);
   } else {
-    parallel(work, &job, unsigned(job.threads), 0);
+    parallel(work<F>, &job, unsigned(job.threads), 0);
   }
   return job.failed;
 }
 
+int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const void* a, const void* b, void* out,
+           int64_t first, int64_t last, int64_t threads) {
+  return spread(last - first, threads, [=](int64_t begin, int64_t end, int64_t) {
+    return kernel(problem, a, b, out, first + begin, first + end);
+  });
+}
+
 }  // namespace
 
-LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen.name; }
+LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen->local_weight.name; }
 
-LOCALMIX_PUBLIC void localmix_use_threads(Parallel run, ThreadNumber number) {
+// For tests: 0 if the set of that name runs here from now on, 1 if this processor has none such.
+LOCALMIX_PUBLIC int localmix_use_instruction_set(const char* name) {
+  const Kernels* named = choose(name);
+  if (named) chosen = named;
+  return !named;
+}
+
+LOCALMIX_PUBLIC void localmix_use_threads(Parallel run, Number number, Number of) {
   parallel = run;
   thread_number = number;
+  number_of_threads = of;
 }
 
 // Lines [begin, end) of the batch * height rows of all images; 0 if it is done, 1 if memory ran out.
@@ -99,7 +142,8 @@ LOCALMIX_PUBLIC int localmix_local_weight(
     int64_t begin,
     int64_t end,
     int64_t threads) {
-  const LocalWeightKernel kernels[] = {chosen.forward, chosen.backward_x, chosen.backward_weight};
+  const LocalWeightKernels& set = chosen->local_weight;
+  const LocalWeightKernel kernels[] = {set.forward, set.backward_x, set.backward_weight};
   return spread(kernels[kernel], problem, a, b, out, begin, end, threads);
 }
 
@@ -113,9 +157,37 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
     void* y,
     int64_t threads) {
   const int64_t taps = problem->kernel_height * problem->kernel_width;
-  const int64_t lanes = (problem->groups + chosen.lanes - 1) / chosen.lanes * chosen.lanes;
+  const LocalWeightKernels& set = chosen->local_weight;
+  const int64_t lanes = (problem->groups + set.lanes - 1) / set.lanes * set.lanes;
   const std::unique_ptr<float[]> packed(new (std::nothrow) float[taps * (problem->rank + 1) * lanes]);
-  if (!packed || spread(chosen.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
+  if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
   const HiddenWeights weights{hidden, packed.get()};
-  return spread(chosen.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+  return spread(set.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+}
+
+// Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_pairwise_weight(
+    int64_t is_neighborhood, int64_t is_backward, int64_t units, const PairwiseProblem* problem, int64_t threads) {
+  const PairwiseKernels& set = *(is_neighborhood ? chosen->neighborhood : chosen->window);
+  const PairwiseKernel kernel = is_backward ? set.backward : set.forward;
+  const bool summed = is_backward && problem->of_bias;
+  const int64_t size = set.size(problem);
+  threads = std::max<int64_t>(std::min(threads, units), 1);
+  std::unique_ptr<float[]> packed, sums;
+  if (problem->bias) {
+    packed.reset(new (std::nothrow) float[size]);
+    if (!packed) return 1;
+    set.pack(problem, packed.get());
+  }
+  if (summed) {
+    sums.reset(new (std::nothrow) float[size * threads]());
+    if (!sums) return 1;
+  }
+  const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    const PairwiseBias bias{packed.get(), summed ? sums.get() + thread * size : nullptr};
+    return kernel(problem, &bias, begin, end);
+  });
+  // in the order of the threads, so that as many threads give the same sum
+  for (int64_t t = 0; summed && t < threads; ++t) set.unpack(problem, sums.get() + t * size);
+  return failed;
 }

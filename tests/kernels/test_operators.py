@@ -153,7 +153,7 @@ def make(operator, geometry, dtype, layout=torch.Tensor.contiguous):
 def check(operator, tensors, options, gradient, *, impl):
     """`check_operator`; some of PyTorch's own operators add up one after the other on some processors.
 
-    Its fused attention so adds the keys of a query, its convolution the positions of a map for the gradient of a weight.
+    So do fused attention with the keys of a query, and convolution with the positions for the gradient of a weight.
     """
     size, summands = options.get("window_size", options.get("kernel_size")), 0
     if impl == "aten" and operator.endswith("attention"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from localmix.kernels.native.library import MISSING, TYPES, description
+from localmix.kernels.native import library
+from localmix.kernels.native.library import MISSING, description
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
 from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
 
@@ -28,8 +29,8 @@ def refusal(x: Tensor, named: bool) -> str | None:
     """Why the kernels cannot serve a call on x, named or not; None if they can."""
     if x.device.type != "cpu":
         return f"it runs on the CPU and x is on {x.device}"
-    if x.dtype not in TYPES:
+    if x.dtype not in library.TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
     if torch.compiler.is_exporting():
         return "an exported graph holds PyTorch's own operators"
-    return MISSING
+    return library.MISSING

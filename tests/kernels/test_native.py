@@ -27,6 +27,11 @@ def problem(operator, size=(9, 11), heads=3):
     if operator == "neighborhood_attention":
         tensors = dict(zip(("query", "key", "value"), qkv, strict=True)) | {"bias": torch.randn(heads, 9, 5)}
         return tensors, {"kernel_size": (5, 3), "dilation": (1, 2)}, torch.randn_like(qkv[0])
+    if operator == "depthwise_convolution":
+        tensors = {"x": x, "weight": torch.randn(12, 5, 4), "bias": torch.randn(12)}
+        return tensors, {"dilation": (1, 2)}, torch.randn_like(x)
+    if operator == "homogeneous_convolution":
+        return {"x": x, "weight": torch.randn(2, 12, 5, 7), "bias": torch.randn(12)}, {}, torch.randn_like(x)
     if operator == "inhomogeneous_convolution":
         return {"x": x, "weight": torch.randn(2, *size, 4, 15)}, {"kernel_size": (5, 3)}, torch.randn_like(x)
     tensors = {"x": x, "hidden": torch.randn(2, *size, 6), "projection": torch.randn(4 * 15, 6)}
@@ -97,11 +102,29 @@ def test_fork_after_use(operator, num_threads):
     child = context.Process(target=_in_child, args=(there, operator, case))
     child.start()
     there.close()
-    assert here.poll(60), "the child hangs"
-    for name, value in here.recv().items():
-        torch.testing.assert_close(torch.from_numpy(value), expected[name])
-    child.join()
-    assert child.exitcode == 0
+    try:
+        assert here.poll(60), "the child hangs"
+        for name, value in here.recv().items():
+            torch.testing.assert_close(torch.from_numpy(value), expected[name])
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (9, 9), (11, 11), (4, 6)], ids=str)
+def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel):
+    """A map of runs of 14, 7, 4 and 1 positions, and two blocks of channels of which the second is cut."""
+    for operator, lead in (("depthwise_convolution", ()), ("homogeneous_convolution", (2,))):
+        tensors = {"x": torch.randn(2, 13, 27, 21), "weight": torch.randn(*lead, 21, *kernel)}
+        check_operator(operator, tensors, {}, torch.randn(2, 13, 27, 21), impl="native", summands=2 * 13 * 27)
+
+
+@pytest.mark.parametrize("impl", ["native", "aten"])
+def test_one_image_on_many_threads(impl, num_threads):
+    """Fewer blocks of channels than threads: lines of the map are shared out."""
+    num_threads(4)
+    tensors = {"x": torch.randn(1, 70, 9, 5), "weight": torch.randn(1, 5, 7, 7), "bias": torch.randn(5)}
+    check_operator("homogeneous_convolution", tensors, {}, torch.randn(1, 70, 9, 5), impl=impl, summands=70 * 9)
 
 
 def test_large_windows_are_taken_some_queries_at_a_time():

@@ -2,6 +2,7 @@
 
 #include "local_weight.h"
 #include "pairwise_weight.h"
+#include "shared_weight.h"
 
 #include <algorithm>
 #include <cstring>
@@ -17,7 +18,8 @@
   LOCALMIX_DECLARE(localmix_pack_##isa)            \
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
-  extern "C" const PairwiseKernels localmix_neighborhood_##isa;
+  extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
+  extern "C" const SharedWeightKernels localmix_shared_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
@@ -32,13 +34,14 @@ namespace {
 struct Kernels {
   LocalWeightKernels local_weight;
   const PairwiseKernels *window, *neighborhood;
+  const SharedWeightKernels* shared;
 };
 
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
     {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
      localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
-        &localmix_window_##isa, &localmix_neighborhood_##isa                                                \
+        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa                                                \
   }
 
 // The sets that this processor has, the best one first.
@@ -79,6 +82,18 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Number = int (*)();
 Parallel parallel = nullptr;
 Number thread_number = nullptr, number_of_threads = nullptr;
+
+// Floats that begin with a line of the cache, zero; null if there is no memory.
+struct FreeFloats {
+  void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+using Scratch = std::unique_ptr<float[], FreeFloats>;
+
+Scratch scratch(int64_t floats) {
+  auto* p = static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow));
+  if (p) std::memset(p, 0, floats * sizeof(float));
+  return Scratch(p);
+}
 
 // Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
 template <typename F>
@@ -159,7 +174,7 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
   const int64_t taps = problem->kernel_height * problem->kernel_width;
   const LocalWeightKernels& set = chosen->local_weight;
   const int64_t lanes = (problem->groups + set.lanes - 1) / set.lanes * set.lanes;
-  const std::unique_ptr<float[]> packed(new (std::nothrow) float[taps * (problem->rank + 1) * lanes]);
+  const Scratch packed = scratch(taps * (problem->rank + 1) * lanes);
   if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
   const HiddenWeights weights{hidden, packed.get()};
   return spread(set.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
@@ -173,14 +188,14 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
   const bool summed = is_backward && problem->of_bias;
   const int64_t size = set.size(problem);
   threads = std::max<int64_t>(std::min(threads, units), 1);
-  std::unique_ptr<float[]> packed, sums;
+  Scratch packed, sums;
   if (problem->bias) {
-    packed.reset(new (std::nothrow) float[size]);
+    packed = scratch(size);
     if (!packed) return 1;
     set.pack(problem, packed.get());
   }
   if (summed) {
-    sums.reset(new (std::nothrow) float[size * threads]());
+    sums = scratch(size * threads);
     if (!sums) return 1;
   }
   const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
@@ -189,5 +204,51 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
   });
   // in the order of the threads, so that as many threads give the same sum
   for (int64_t t = 0; summed && t < threads; ++t) set.unpack(problem, sums.get() + t * size);
+  return failed;
+}
+
+// y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_shared_weight(
+    SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads) {
+  const int64_t blocks = (problem->channels + 15) / 16, taps = problem->kernel_height * problem->kernel_width;
+  const int64_t packs = problem->weights * blocks, units = problem->batch * blocks;
+  // enough units for every thread, of lines enough to be worth the rows that are read around them
+  problem->strips = std::max<int64_t>(1, std::min((4 * threads - 1) / units, problem->height / 16));
+  const Scratch packed = scratch(packs * taps * 16);
+  const SharedWeightKernels& set = *chosen->shared;
+  const int failed = !packed || spread(packs, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.pack(problem, weight, nullptr, nullptr, packed.get(), begin, end);
+  });
+  return failed || spread(units * problem->strips, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.forward(problem, x, packed.get(), bias, y, begin, end);
+  });
+}
+
+// Gradients of weight [B or 1, C, K] and bias [C], as float. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_shared_weight_backward(
+    SharedWeightProblem* problem, const void* x, const void* gradient, float* of_weight, float* of_bias,
+    int64_t threads) {
+  const int64_t channels = problem->channels, blocks = (channels + 15) / 16, weights = problem->weights;
+  const int64_t taps = problem->kernel_height * problem->kernel_width, each = (taps + 1) * 16;
+  const bool own = weights > 1 || problem->batch == 1;
+  const int64_t shares = own ? problem->batch : std::min(problem->batch, (4 * threads + blocks - 1) / blocks);
+  problem->strips = shares;
+  const Scratch sums = scratch(shares * blocks * each);
+  if (!sums) return 1;
+  const int failed = spread(shares * blocks, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return chosen->shared->backward_weight(problem, x, gradient, nullptr, sums.get(), begin, end);
+  });
+  // in the order of the shares, so that as many threads give the same sum
+  spread(channels, threads, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t c = begin; c < end; ++c) {
+      const float* from = sums.get() + c / 16 * each + c % 16;
+      for (int64_t share = 0; share < shares; ++share, from += blocks * each) {
+        float* target = of_weight + ((weights > 1 ? share : 0) * channels + c) * taps;
+        for (int64_t k = 0; k < taps; ++k) target[k] = (own || !share ? 0 : target[k]) + from[k * 16];
+        of_bias[c] = (share ? of_bias[c] : 0) + from[taps * 16];
+      }
+    }
+    return 0;
+  });
   return failed;
 }

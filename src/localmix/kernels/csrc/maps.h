@@ -2,6 +2,7 @@
 #pragma once
 
 #include "local_weight.h"
+#include "floats.h"
 #include "numbers.h"
 
 #include <algorithm>
@@ -129,7 +130,7 @@ class Ring {
 
   const Shape& shape_;
   int64_t stride_;
-  std::vector<float> data_;
+  Floats data_;
 };
 
 // The rows that an output row reaches, while output rows are taken one after the other.

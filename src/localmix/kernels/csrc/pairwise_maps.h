@@ -1,6 +1,7 @@
 // What window and neighborhood attention share: a head's channels at a position, read as float and written back.
 #pragma once
 
+#include "floats.h"
 #include "numbers.h"
 #include "pairwise_weight.h"
 #include "local_weight.h"

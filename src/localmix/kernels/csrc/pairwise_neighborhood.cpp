@@ -121,7 +121,7 @@ class Rows {
   const Axis& columns_;
   // an odd number of lines of the cache: else the channels of a column would fall on few of its places
   int64_t dim_, padded_;
-  std::vector<float> along_, across_;
+  Floats along_, across_;
 };
 
 // The weights of one query and head: [row][keys of a row, whole vectors].
@@ -193,7 +193,7 @@ class Weights {
   }
 
   // y += factor * sum over the keys of weights[key] * rows[key]
-  void mix(const Axis::Step& row, const Axis::Step& column, const std::vector<float>& weights, Rows& rows, float* y) {
+  void mix(const Axis::Step& row, const Axis::Step& column, const Floats& weights, Rows& rows, float* y) {
     const int64_t first = column.begin + column.start, dim = whole_vectors(p_.dim);
     int64_t d = 0;
     auto blocks = [&](auto size) {
@@ -218,7 +218,7 @@ class Weights {
   }
 
   // Row `a` of the neighborhood: rows[key] += weights[key] * query.
-  void scatter(const Axis::Step& row, const Axis::Step& column, int64_t a, const std::vector<float>& weights,
+  void scatter(const Axis::Step& row, const Axis::Step& column, int64_t a, const Floats& weights,
                const float* query, Rows& rows) {
     const int64_t dim = whole_vectors(p_.dim);
     float* out = rows.along(row.start + a, column.begin + column.start);
@@ -253,7 +253,7 @@ class Weights {
   std::vector<const float*> places_;
 
  public:
-  std::vector<float> weight, of_weight;
+  Floats weight, of_weight;
 };
 
 // Calls f(image, first line, last line) for the lines of one residue of an image among units [begin, end).
@@ -274,7 +274,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, 
   const int64_t of_head = packed_size(&p) / p.heads;
   Rows keys(p, columns, true), values(p, columns, false);
   Weights weights(p);
-  std::vector<float> query(p.dim), y(whole_vectors(p.dim));
+  Floats query(p.dim), y(whole_vectors(p.dim));
   for_residues(p, rows, begin, end, [&](int64_t b, int64_t first, int64_t last) {
     for (int64_t h = 0; h < p.heads; ++h) {
       const float* added = bias.packed ? bias.packed + h * of_head : nullptr;
@@ -304,7 +304,7 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
   const int64_t of_head = packed_size(&p) / p.heads, dim = whole_vectors(p.dim);
   Rows keys(p, columns, true), values(p, columns, true), of_keys(p, columns, false), of_values(p, columns, false);
   Weights weights(p);
-  std::vector<float> query(dim), gradient(dim), result(dim);
+  Floats query(dim), gradient(dim), result(dim);
   for_residues(p, rows, begin, end, [&](int64_t b, int64_t first, int64_t last) {
     const int64_t residue = rows.steps[first].begin, length = rows.steps[first].length;
     // the steps whose gradients are ours; queries further off reach into them

@@ -86,7 +86,7 @@ class Head {
   }
 
   template <typename T>
-  void read_map(const Window& w, const PairwiseMap& map, int64_t head, float factor, std::vector<float>& target) {
+  void read_map(const Window& w, const PairwiseMap& map, int64_t head, float factor, Floats& target) {
     float* out = target.data();
     for (int64_t r = 0; r < w.rows; ++r)
       for (int64_t c = 0; c < w.columns; ++c, out += dim_)
@@ -94,7 +94,7 @@ class Head {
   }
 
   template <typename T>
-  void write_map(const Window& w, const std::vector<float>& source, int64_t head, float factor, void* map) {
+  void write_map(const Window& w, const Floats& source, int64_t head, float factor, void* map) {
     const float* in = source.data();
     for (int64_t r = 0; r < w.rows; ++r)
       for (int64_t c = 0; c < w.columns; ++c, in += dim_)
@@ -120,8 +120,8 @@ class Head {
   }
 
   // out [key][query] = keys[key] . queries[first + query]
-  void dot(const Window& w, const std::vector<float>& keys, const std::vector<float>& queries, int64_t first,
-           int64_t count, std::vector<float>& out) {
+  void dot(const Window& w, const Floats& keys, const Floats& queries, int64_t first,
+           int64_t count, Floats& out) {
     const int64_t used = whole_vectors(count);
     transpose(&queries[first * dim_], dim_, count, p_.dim, transposed_.data(), width_);
     // slots that fill up a vector hold no number left from another window
@@ -169,14 +169,14 @@ class Head {
   }
 
   // result [first + query] = sum over the keys of matrix[key, query] rows[key]
-  void mix_keys(const Window& w, const std::vector<float>& matrix, const std::vector<float>& rows, int64_t first,
+  void mix_keys(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
                 int64_t count) {
     product(Factor{matrix.data(), 1, width_}, count, w.positions, rows.data(), dim_, dim_, &result[first * dim_], dim_);
   }
 
   // out [key] = sum over the queries of matrix[key, query] rows[first + query], added to that of earlier queries
-  void mix_queries(const Window& w, const std::vector<float>& matrix, const std::vector<float>& rows, int64_t first,
-                   int64_t count, std::vector<float>& out) {
+  void mix_queries(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
+                   int64_t count, Floats& out) {
     const Factor a{matrix.data(), width_, 1};
     product(a, w.positions, count, &rows[first * dim_], dim_, dim_, out.data(), dim_, first > 0);
   }
@@ -211,12 +211,12 @@ class Head {
   int64_t n_, width_, line_, slots_, dim_;
 
  public:
-  std::vector<float> query, key, value, gradient, result, of_key, of_value;  // [position][dim]
-  std::vector<float> weight, of_score;                                       // [key][query]
-  std::vector<float> inverse;                                                // [query]
+  Floats query, key, value, gradient, result, of_key, of_value;  // [position][dim]
+  Floats weight, of_score;                                       // [key][query]
+  Floats inverse;                                                // [query]
 
  private:
-  std::vector<float> transposed_, bias_;
+  Floats transposed_, bias_;
 };
 
 template <typename T>

@@ -58,7 +58,7 @@ void projected_forward(
   const int64_t fitting = std::max<int64_t>(kScratchFloats / each / kRows, 1) * kRows;
   const int64_t chunk = std::min(fitting, round_up((end - begin) * p.width, kRows));
   SlidingRows<T> rows(s, x);
-  std::vector<float> features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
+  Floats features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
   for (int64_t first = begin * p.width; first < last; first += chunk) {
     const int64_t beyond = std::min(first + chunk, last);
     for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);

@@ -1,7 +1,6 @@
-"""CPU kernels in C++ for weights of its own at every position, given or softmax of dot products; see csrc/.
+"""CPU kernels in C++: weights that all positions share, weights of their own, and softmax of dot products; see csrc/.
 
-They are compiled when the package is installed, if a compiler is there. Convolutions whose weights are shared over
-positions, and matrix products, are best left to PyTorch on the CPU.
+They are compiled when the package is installed, if a compiler is there.
 """
 
 from __future__ import annotations
@@ -13,10 +12,13 @@ from localmix.kernels.native import library
 from localmix.kernels.native.library import MISSING, description
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
 from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
+from localmix.kernels.native.shared_weight import depthwise_convolution, homogeneous_convolution
 
 __all__ = [
     "MISSING",
+    "depthwise_convolution",
     "description",
+    "homogeneous_convolution",
     "inhomogeneous_convolution",
     "neighborhood_attention",
     "projected_inhomogeneous_convolution",

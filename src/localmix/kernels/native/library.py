@@ -28,9 +28,13 @@ def description() -> str:
     """What was built, in words."""
     if MISSING:
         return f"CPU kernels: none ({MISSING})"
-    name = library().localmix_instruction_set().decode()
     threads = "the threads of PyTorch" if _openmp() else "one thread: PyTorch's OpenMP runtime was not found"
-    return f"CPU kernels: {name}, on {threads}"
+    return f"CPU kernels: {instruction_set()}, on {threads}"
+
+
+def instruction_set() -> str:
+    """The one that the kernels use on this processor: "generic", "avx2" or "avx512"."""
+    return library().localmix_instruction_set().decode()
 
 
 def pointer(t: Tensor | None) -> ctypes.c_void_p:
@@ -38,9 +42,14 @@ def pointer(t: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if t is None else t.data_ptr())
 
 
+def is_forked() -> bool:
+    """Whether this process was forked from one that had loaded us: the threads of OpenMP do not survive that."""
+    return os.getpid() != _PROCESS
+
+
 def num_threads() -> int:
-    """Threads for a kernel: those of an OpenMP runtime do not survive a fork."""
-    return torch.get_num_threads() if os.getpid() == _PROCESS and _openmp() else 1
+    """Threads for a kernel."""
+    return torch.get_num_threads() if _openmp() and not is_forked() else 1
 
 
 _PROCESS = os.getpid()
@@ -55,6 +64,8 @@ def library() -> ctypes.CDLL:
     library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
     library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
     library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
+    library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
+    library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     wanted = os.environ.get(_INSTRUCTION_SET)
     if wanted and library.localmix_use_instruction_set(wanted.encode()):
         raise ValueError(f"{_INSTRUCTION_SET}: expected generic, avx2 or avx512, and what the CPU has; got {wanted!r}")

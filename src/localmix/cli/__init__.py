@@ -89,7 +89,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="written by `localmix compare`")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
 
@@ -97,7 +97,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.predict import predict
 
-    return predict(args.checkpoint, args.images, top=args.top)
+    return predict(args.model, args.images, top=args.top)
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from localmix.models import Hierarchy
 from localmix.reports.environment import commit
 from localmix.reports.evaluate import lines
 from localmix.reports.trained import Trained
+from localmix.tasks.images import MODES
 
 MEASURED = {
     "val_top1": ("raw", "top-1", "{:.2%}"),
@@ -59,7 +60,7 @@ def card(
         f"# {folder}",
         _what(trained, data),
         "## Use",
-        _use(folder, ours),
+        _use(folder, ours, MODES[trained.view.channels]),
         "## Results",
         *_results(trained, measured, evaluations),
         "## Training",
@@ -78,21 +79,22 @@ def _what(trained: Trained, data: str | None) -> str:
     mixer = next((row.title for row in MIXERS.values() if row.network == stem), None)
     view = trained.view
     return (
-        f"`{trained.name}`{f' ({mixer})' if mixer else ''}, an image classifier with {parameters / 1e6:,.2f} M parameters "
-        f"and {trained.num_classes} classes{f', trained on {data}' if data else ''}, on "
-        f"{'grey' if view.channels == 1 else 'RGB'} images of {view.size[0]} x {view.size[1]} pixels. "
-        f"Its configuration names the classes and says how images are to be shown."
+        f"`{trained.name}`{f' ({mixer})' if mixer else ''}, an image classifier with {parameters / 1e6:,.2f} M "
+        f"parameters and {trained.num_classes} classes{f', trained on {data}' if data else ''}, on "
+        f"{'grey' if view.channels == 1 else 'RGB'} images of {view.size[0]} x {view.size[1]} pixels."
     )
 
 
-def _use(folder: str, ours: bool) -> str:
+def _use(folder: str, ours: bool, mode: str) -> str:
     register = "import localmix.models  # registers the network with timm\n" if ours else ""
     return f"""```python
 import timm
+from PIL import Image
 {register}
 net = timm.create_model("local-dir:{folder}", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/{folder}"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
-classes = net.pretrained_cfg["label_names"]
+probabilities = net(transform(Image.open("photo.jpg").convert("{mode}"))[None]).softmax(1)[0]
+print(net.pretrained_cfg["label_names"][probabilities.argmax()])
 ```"""
 
 
@@ -121,7 +123,11 @@ def _results(
 
 def _training(trained: Trained, settings: Mapping[str, Any]) -> list[str]:
     source = trained.source
-    facts = {name: value for name, value in settings.items() if name not in ("data", "model")}
+    facts = {
+        name: value
+        for name, value in {**trained.training, **settings}.items()
+        if name not in ("data", "model", "classes", "in_chans", "mean", "std", "run") and value is not None
+    }
     parts = [
         f"Trained by `localmix` to step {source['step']}; these are its "
         + ("weights." if source["weights"] == "raw" else "weights' moving average.")
@@ -129,6 +135,9 @@ def _training(trained: Trained, settings: Mapping[str, Any]) -> list[str]:
     ]
     if facts:
         parts.append(_table([(name, json.dumps(value)) for name, value in facts.items()]))
+    if "run" in trained.training:
+        run = json.dumps(trained.training["run"], indent=2, default=str)
+        parts.append(f"<details><summary>What the run noted of itself</summary>\n\n```json\n{run}\n```\n\n</details>")
     revision = commit()
     parts.append(f"Published by `localmix` {__version__}{f', commit `{revision}`' if revision else ''}.")
     return parts

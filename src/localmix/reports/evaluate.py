@@ -41,7 +41,7 @@ def evaluate(
     on_corrupt: str = "error",
     weights: str | None = None,
     pretrained: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,

@@ -73,8 +73,10 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     shortest = min(map(len, parts))
     start = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), shortest)
     end = next((i for i in range(shortest) if len({p[-1 - i] for p in parts}) > 1), shortest)
-    # one may lie within another: then what is left of it is nothing, and it has its last part
-    return ["/".join(p[start : len(p) - end]) or p[-1] for p in parts]
+    if start + end >= shortest:
+        # one may lie within another, and must not be left without a name
+        start, end = min(start, shortest - 1), 0
+    return ["/".join(p[start : len(p) - end]) for p in parts]
 
 
 def _number(cell: str, name: str, line: int, path: Path) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +50,12 @@ def publish(
     trained = from_checkpoint(checkpoint, weights)
     evaluations = [_evaluation(Path(file), trained) for file in results]
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".partial", dir=to.parent))
+    # beside it, for the renaming to be one step; what a killed process left is overwritten
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
-        # mkdtemp's is for its owner alone
-        partial.chmod(0o755)
-        _save(trained, partial)
+        _save(trained, partial, license)
         names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
         for name, file in zip(names, results, strict=True):
             shutil.copyfile(file, partial / name)
@@ -73,7 +73,8 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     size = (to / WEIGHTS).stat().st_size / 1e6
-    return f"{to}: {trained.name}, {trained.source['weights']} weights, {size:,.1f} MB, {', '.join((CONFIG, CARD, *names))}"
+    others = ", ".join((CONFIG, CARD, *names))
+    return f"{to}: {WEIGHTS} ({trained.name}, {trained.source['weights']} weights, {size:,.1f} MB), {others}"
 
 
 def _refuse_to_lose(to: Path, overwrite: bool) -> None:
@@ -93,7 +94,7 @@ def _put(partial: Path, to: Path) -> None:
     if not to.exists():
         partial.rename(to)
         return
-    before = partial.with_suffix(".before")
+    before = to.with_name(f".{to.name}.before")
     to.rename(before)
     try:
         partial.rename(to)
@@ -103,7 +104,7 @@ def _put(partial: Path, to: Path) -> None:
     shutil.rmtree(before)
 
 
-def _save(trained: Trained, folder: Path) -> None:
+def _save(trained: Trained, folder: Path, license: str) -> None:
     """Weights and configuration in timm's form, with what training knows: the classes, how images are to be shown."""
     view = trained.view
     net: Any = trained.net
@@ -118,10 +119,13 @@ def _save(trained: Trained, folder: Path) -> None:
         "interpolation": view.interpolation,
         "mean": view.mean,
         "std": view.std,
+        "license": license,
     }
-    model_args = {} if view.channels == 3 else {"in_chans": view.channels}
+    model_args = trained.options | ({} if view.channels == 3 else {"in_chans": view.channels})
     labels = {"label_names": trained.classes}
     save_for_hf(net, str(folder), model_config=labels, model_args=model_args, safe_serialization=True)
+    # safetensors' is for its owner alone
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def _evaluation(file: Path, trained: Trained) -> dict[str, Any]:

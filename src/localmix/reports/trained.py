@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg
@@ -35,6 +36,9 @@ class Trained:
         classes: names in the order of its outputs; None if nothing says.
         view: how it wants to see images.
         source: where the weights come from, in plain values.
+        options: further arguments that the network was built with.
+        training: what a checkpoint says of its training: the arguments of `Classification`, and under "run" whatever
+            the run has noted.
     """
 
     net: nn.Module
@@ -42,6 +46,8 @@ class Trained:
     classes: list[str] | None
     view: View
     source: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -55,7 +61,7 @@ def load_trained(
     *,
     weights: str | None = None,
     pretrained: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     img_size: int | None = None,
 ) -> Trained:
     """Build the network that `model` names, with its weights.
@@ -86,6 +92,10 @@ def load_trained(
             f"model: expected a checkpoint (*.ckpt), a folder or the name of a network, got {path}; "
             f"for a file of weights name its network: NAME --checkpoint {path}"
         )
+    if ":" not in str(model) and "/" in str(model):
+        raise FileNotFoundError(2, "model: no such checkpoint or folder", str(model))
+    if ":" not in str(model) and not timm.is_model(str(model)):
+        create_model(str(model))  # which answers with the nearest names
     if ":" not in str(model) and pretrained == (checkpoint is not None):
         raise ValueError(
             f"model: expected weights for {str(model)!r}, either pretrained (those that timm has) or checkpoint "
@@ -110,7 +120,8 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         raise ValueError(f"weights: expected {' or '.join(map(repr, held))} for {path}, got {weights!r}")
     try:
         classes = [str(name) for name in facts["classes"]]
-        net: Any = create_model(facts["model"], num_classes=len(classes), in_chans=facts["in_chans"])
+        options = dict(facts.get("model_kwargs") or {})
+        net: Any = create_model(facts["model"], num_classes=len(classes), in_chans=facts["in_chans"], **options)
         prefix = PREFIXES[weights]
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         view = View(
@@ -131,10 +142,11 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         "epoch": content.get("epoch"),
         "step": content.get("global_step"),
     }
-    return Trained(net.eval(), str(facts["model"]), classes, view, source)
+    training = {**facts, "run": content["run"]} if "run" in content else dict(facts)
+    return Trained(net.eval(), str(facts["model"]), classes, view, source, options, training)
 
 
-def _named(name: str, checkpoint: Path | None, img_size: int | None) -> Trained:
+def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Trained:
     options: dict[str, Any] = {}
     weights = None
     if checkpoint is not None:
@@ -159,7 +171,7 @@ def _named(name: str, checkpoint: Path | None, img_size: int | None) -> Trained:
         std=tuple(facts["std"]),
     )
     if checkpoint is not None:
-        source = {"checkpoint": str(checkpoint), "sha256": _digest(Path(checkpoint))}
+        source: dict[str, Any] = {"checkpoint": str(checkpoint), "sha256": _digest(Path(checkpoint))}
     else:
         source = {key: config[key] for key in ("source", "file", "tag", "hf_hub_id", "url") if config.get(key)}
     return Trained(net.eval(), config["architecture"], _labels(config.get("label_names")), view, source)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from localmix.tasks.images import centre_square, normalise, random_square, to_tensor
+from localmix.tasks.images import normalise
+from localmix.tasks.views import SquareViews, Views
 
 Request: TypeAlias = tuple[int | None, int, list[int]]
 """Seed of the augmentation (None for none), epoch, indices of the images."""
@@ -106,15 +107,19 @@ class Pairs(Protocol):
 
 
 class DecodedImages(LabelledImages):
-    """Images that are decoded when they are asked for, augmented by a random resized crop and a flip.
+    """Images that are decoded when they are asked for.
 
     Args:
         images: pairs (PIL image, label).
         size: side of the square view [pixels].
+        views: how an image becomes pixels; by default a random resized crop and a flip, see `SquareViews`.
     """
 
-    def __init__(self, images: Pairs, *, size: int, mean: list[float], std: list[float]) -> None:
-        self.images, self.size, self.mean, self.std = images, size, mean, std
+    def __init__(
+        self, images: Pairs, *, size: int, mean: list[float], std: list[float], views: Views | None = None
+    ) -> None:
+        self.images, self.mean, self.std = images, mean, std
+        self.views = views or SquareViews(size)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,12 +130,14 @@ class DecodedImages(LabelledImages):
         for index in indices:
             image, label = self.images[index]
             if seed is None:
-                view = centre_square(image, self.size)
+                views.append(self.views.validate(image))
             else:
-                view = random_square(image, self.size, np.random.default_rng([seed, epoch, index]))
-            views.append(to_tensor(view))
+                views.append(self.views.train(image, np.random.default_rng([seed, epoch, index])))
             labels.append(int(label))
-        return normalise(torch.stack(views), self.mean, self.std), torch.tensor(labels)
+        pixels = torch.stack(views)
+        if not pixels.is_floating_point():
+            pixels = normalise(pixels, self.mean, self.std)
+        return pixels, torch.tensor(labels)
 
 
 def loader(

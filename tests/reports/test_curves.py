@@ -60,7 +60,7 @@ def test_short_names_tell_runs_apart(tmp_path):
     assert names("runs/a/seed-0", "runs/b/seed-0") == ["a", "b"]
     assert names("runs/a/seed-0", "runs/a/seed-1") == ["seed-0", "seed-1"]
     assert names("runs/a/seed-0", "runs/b/seed-1") == ["a/seed-0", "b/seed-1"]
-    assert names("runs/one") == ["one"]
+    assert names("runs/net/seed-0") == ["net/seed-0"]
     assert names("x/a", "x/a/again", "x/b") == ["a", "a/again", "b"]
     assert names("x/a/a", "x/a") == ["a/a", "a"]
 

@@ -51,7 +51,8 @@ def card(
         evaluations: the content of results.json, by the file's name in the folder.
     """
     ours = isinstance(trained.net, Hierarchy)
-    data = Path(str(settings["data"])).name if settings.get("data") else None
+    root = settings.get("data") or trained.training.get("run", {}).get("settings", {}).get("data.root")
+    data = Path(root).name if root else None
     tags = ["image-classification", "timm", "localmix"]
     header = ["---", "library_name: timm", f"license: {json.dumps(license)}", "pipeline_tag: image-classification"]
     header += ["tags:", *(f"- {tag}" for tag in tags), "---"]

@@ -58,7 +58,7 @@ def draw(runs: dict[str, Metrics], file: IO[bytes], *, smooth: int | None = None
     rows = -(-len(runs) // 4)
     figure = Figure(figsize=(13, 4.6 + 0.25 * rows), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
+    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3), sharex=True)
     handles, drawn = [], set()
     for number, (name, metrics) in enumerate(runs.items()):
         colour, style = COLOURS[number % len(COLOURS)], ("-", (0, (5, 1.5)))[number // len(COLOURS) % 2]

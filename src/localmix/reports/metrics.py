@@ -69,7 +69,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     """
     parts = [run.resolve().parts for run in runs]
     if len(parts) == 1:
-        return [parts[0][-1]]
+        return ["/".join(parts[0][-2:])]
     shortest = min(map(len, parts))
     start = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), shortest)
     end = next((i for i in range(shortest) if len({p[-1 - i] for p in parts}) > 1), shortest)

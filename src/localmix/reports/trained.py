@@ -37,8 +37,8 @@ class Trained:
         view: how it wants to see images.
         source: where the weights come from, in plain values.
         options: further arguments that the network was built with.
-        training: what a checkpoint says of its training: the arguments of `Classification`, and under "run" whatever
-            the run has noted.
+        training: what a checkpoint says of its training: the arguments of `Classification`, and under "run" what
+            `localmix fit` has noted.
     """
 
     net: nn.Module
@@ -124,15 +124,7 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         net: Any = create_model(facts["model"], num_classes=len(classes), in_chans=facts["in_chans"], **options)
         prefix = PREFIXES[weights]
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        view = View(
-            size=(facts["img_size"],) * 2,
-            channels=facts["in_chans"],
-            crop_pct=None,
-            crop_mode="center",
-            interpolation="bicubic",
-            mean=tuple(facts["mean"]),
-            std=tuple(facts["std"]),
-        )
+        view = _validated(facts, content.get("run", {}).get("settings", {}))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"checkpoint: {path} does not fit a net of localmix: {str(error)[:300]}") from error
     source = {
@@ -144,6 +136,22 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
     }
     training = {**facts, "run": content["run"]} if "run" in content else dict(facts)
     return Trained(net.eval(), str(facts["model"]), classes, view, source, options, training)
+
+
+def _validated(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> View:
+    """How the images were shown that the run was validated on; `settings` are those of `localmix fit`."""
+    as_the_paper = settings.get("data.views") == "imagenet"
+    interpolation = settings.get("data.interpolation", "bicubic")
+    return View(
+        size=(facts["img_size"],) * 2,
+        channels=facts["in_chans"],
+        crop_pct=settings["data.crop_pct"] if as_the_paper else None,
+        crop_mode="center",
+        # chance is for training
+        interpolation="bicubic" if interpolation == "random" or not as_the_paper else interpolation,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
 
 
 def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Trained:

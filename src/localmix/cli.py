@@ -14,8 +14,16 @@ from localmix.axes import MIXERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; gives the exit status: 0 done, 1 done in part, 2 a wrong request, 130 interrupted."""
-    args = _parser().parse_args(arguments)
+    """Runs one command; gives the exit status.
+
+    0 done, 1 done in part, 2 a wrong request, 75 stopped by a signal and ready to go on, 130 interrupted.
+    """
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if args.run is _fit:
+        args.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -36,16 +44,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, summary, add_arguments, run in (
+        ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("predict", "classify images with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("bench", "time operators and networks beside other ways to compute them", _add_bench, _bench),
     ):
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", add_help=run is not _fit
+        )
         add_arguments(command)
         command.set_defaults(run=run)
     return parser
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    """Nothing: its settings, and its help, are those of the classes that are configured."""
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from localmix.reports.fit import main
+
+    return main(args.arguments)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,13 @@ import torch
 from localmix.cli import main
 from localmix.tasks.checkpoint import load_checkpoint
 
-SMALL = {"data.img_size": 16, "data.batch_size": 4, "data.workers": 0, "trainer.accelerator": "cpu", "log.tensorboard": "false"}
+SMALL = {
+    "data.img_size": 16,
+    "data.batch_size": 4,
+    "data.workers": 0,
+    "trainer.accelerator": "cpu",
+    "log.tensorboard": "false",
+}
 RICH = {
     "model.drop_path_rate": 0.3,
     "model.mixup": 0.8,

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
@@ -53,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
         ("test", "evaluate a network on test images", evaluation.add_arguments, evaluation.test),
         ("curves", "draw how the loss and the accuracy of runs go", _add_curves, _curves),
-        ("publish", "make a folder of a checkpoint that timm and the Hub load", _add_publish, _publish),
+        ("publish", "make a checkpoint a folder that others load, with a model card", _add_publish, _publish),
+        ("shard", "pack images into shards that stream to many machines", _add_shard, _shard),
         ("bench", "time operators and networks beside other ways to compute them", bench.add_arguments, bench.run),
     ):
         command = commands.add_parser(
@@ -145,6 +147,36 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_shard(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", nargs="?", metavar="DIR", help="DIR/train/CLASS/*, DIR/val/CLASS/*, or class folders, or ImageNet")
+    add("--output", type=Path, metavar="SHARDS", help="folder to write or go on in")
+    add("--size", type=int, metavar="PIXELS", help="shorter side that larger images are resized to (as they are)")
+    add("--quality", type=int, default=90, metavar="N", help="of the JPEGs that resizing makes (%(default)s)")
+    add("--chunk-mb", type=int, default=64, metavar="MB", help="about the size of a chunk (%(default)s)")
+    add("--workers", type=int, metavar="N", help="threads (one per core)")
+    add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
+    add("--verify", type=Path, metavar="SHARDS", help="only compare every chunk of a folder with its checksum")
+
+
+def _shard(args: argparse.Namespace) -> int:
+    if (args.verify is None) == (args.data is None) or (args.data is None) != (args.output is None):
+        raise ValueError("shard: expected DIR and --output SHARDS, or --verify SHARDS")
+    from localmix.reports.progress import Display
+    from localmix.tasks.shard_reading import verify_shards
+    from localmix.tasks.shard_writing import summary, write_shards
+
+    with Display() as display:
+        shown: dict[str, Any] = {"announce": display.say, "track": display.track}
+        if args.verify:
+            for line in summary(verify_shards(args.verify, display.track)):
+                display.say(f"{args.verify}: {line}")
+        else:
+            options = ("output", "size", "quality", "chunk_mb", "workers", "on_corrupt")
+            write_shards(args.data, **{name: getattr(args, name) for name in options}, **shown)
+    return 0
+
+
 def _add_curves(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="folders with metrics.csv; they may be under way")
@@ -187,4 +219,5 @@ def _message(error: ValueError | OSError | ImportError) -> str | None:
         return f'{package} is not installed: pip install "localmix[train]"'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return str(error)
+    # What a process that loads images raised comes with its traceback.
+    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()

@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
     add("--among", choices=("net", "data"), default="net", help="whose classes compete (%(default)s)")
     add("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
-    add("--workers", type=int, metavar="N", help="processes that decode images (one per core, at most 8)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (one on a CPU, for a GPU the cores but one)",
+    )
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     add(

@@ -20,12 +20,12 @@ from localmix.reports.environment import command, commit, environment
 from localmix.reports.outcome import PRECISIONS, TTA, Outcome, answer, batches, computed_in
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
-from localmix.reports.split import SPLITS, load_split, matched
+from localmix.reports.split import SPLITS, load_split, matched, readable
 from localmix.reports.throughput import images_per_second
 from localmix.reports.trained import load_trained
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.data import EMBEDDED
-from localmix.tasks.parallel import cpu_cores
+from localmix.tasks.workers import default_workers
 
 AMONG = ("net", "data")
 """Whose classes compete."""
@@ -66,7 +66,7 @@ def evaluate(
         tta: "flip" takes the mean of the probabilities of an image and its mirror image.
         among: whose classes compete, where the network knows more than the data has: "net" or "data".
         batch_size: images of a call; the figures do not depend on it but for rounding.
-        workers: processes that decode images; by default one per core, at most 8, and none for images in memory.
+        workers: processes that decode images; by default see `localmix.tasks.workers.default_workers`.
         device: "auto", "cpu" or "cuda".
         precision: "float32" or "bfloat16" (by autocast).
         throughput: images of a batch to time; None: do not time. By the protocol of the official code: 50 passes to
@@ -94,9 +94,10 @@ def evaluate(
     net = trained.net.to(device)
     with Display() as display:
         images = load_split(data, split, data_root=data_root, download=download, announce=display.say)
-        outputs, names = matched(images.classes, trained.classes, trained.num_classes, display.say)
+        outputs, names = matched(images, trained.classes, trained.num_classes, display.say)
         whole = among == "net"
-        workers = default_workers(images.in_memory) if workers is None else workers
+        if workers is None:
+            workers = default_workers(in_memory=images.in_memory, device=device)
         loader = batches(
             images.pairs,
             view,
@@ -120,7 +121,7 @@ def evaluate(
             pixels = torch.rand(throughput, view.channels, *view.size, device=device)
             with computed_in(precision, device):
                 speed = images_per_second(net, pixels, track=display.track)
-    names = names if whole else images.classes
+    names = readable(names if whole else images.classes)
     per_class = outcome.per_class(names)
     results = {
         "kind": "evaluation",
@@ -157,11 +158,6 @@ def evaluate(
     if output is not None:
         _write(Path(output), results, outcome, names)
     return results
-
-
-def default_workers(in_memory: bool) -> int:
-    """Processes that decode images: one per core, at most 8; none for images in memory."""
-    return 0 if in_memory else min(8, cpu_cores())
 
 
 def _print(results: dict[str, Any], outcome: Outcome, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +12,38 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
-from localmix.tasks.data import VALIDATION_FOLDERS, Announce, ImageFiles, load_images
-from localmix.tasks.data import _class_files as class_files
+from localmix.tasks.class_index import some
+from localmix.tasks.data import load_images
+from localmix.tasks.folders import (
+    VALIDATION_FOLDERS,
+    Announce,
+    ImageFiles,
+    hold_out,
+    read_split,
+    read_tree,
+)
 from localmix.tasks.loading import DecodedImages, LabelledImages, Pairs, StoredImages
+from localmix.tasks.shard_reading import is_shards
 
 SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels, and what a reader of the results must know about them."""
+    """Images with labels, and what a reader of the results must know about them.
+
+    Args:
+        name: of the data.
+        classes: their names for people.
+        folders: what their folders are called; the same names where they lie in none.
+        pairs: (image, label).
+        fingerprint: of the images.
+        in_memory: whether no files have to be decoded.
+    """
 
     name: str
     classes: list[str]
+    folders: list[str]
     pairs: Pairs = field(repr=False)
     fingerprint: str
     in_memory: bool = False
@@ -32,27 +52,46 @@ class Split:
 def load_split(
     data: str, split: str, *, data_root: str | None = None, download: bool = False, announce: Announce = print
 ) -> Split:
-    """Find the images of a split.
+    """Find the images of a split; none is decoded.
 
     "validation" are the images that training validates on; of a folder that has no images for training, those in
-    `DIR/val/CLASS/*` or `DIR/validation/CLASS/*`. "test" are those in `DIR/test/CLASS/*`, or in a folder of class
-    folders all of them. A data set of another kind has one split beside its training images, which is both.
+    `DIR/val` or `DIR/validation`. "test" are those in `DIR/test`, or in a folder of class folders all of them. A data
+    set of another kind has one split beside its training images, which is both.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
     """
     root = Path(data)
-    folder = _folder(root, split) if root.is_dir() else None
-    if folder is not None:
-        return _of_folder(folder)
-    images = load_images(data, data_root=data_root, download=download, announce=announce)
+    if root.is_dir() and not is_shards(data):
+        return _of_tree(root, split, announce)
+    images = load_images(data, data_root=data_root, download=download, check=False, announce=announce)
     if split == "test":
         announce(f"data: {images.name} has no test images of its own; these are the ones that training validates on")
-    return Split(images.name, images.classes, _pairs(images.validation), images.fingerprint, images.in_memory)
+    classes = images.classes
+    return Split(images.name, classes, classes, _pairs(images.validation), images.fingerprint, images.in_memory)
+
+
+def _of_tree(root: Path, split: str, announce: Announce) -> Split:
+    folder = _folder(root, split)
+    if folder is not None:
+        files, titles = read_split(root, folder)
+    else:
+        tree = read_tree(root)
+        tree = tree if tree.validation else hold_out(tree)
+        for notice in tree.notices:
+            announce(notice)
+        files, titles = tree.validation, tree.names
+    names = [name for class_folder in titles for name in files[class_folder]]
+    labels = [label for label, class_folder in enumerate(titles) for _ in files[class_folder]]
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {(root / name).stat().st_size}\n".encode(errors="surrogateescape"))
+    pairs = ImageFiles(root, names, labels)
+    return Split(str(root.resolve()), list(titles.values()), list(titles), pairs, digest.hexdigest())
 
 
 def _folder(root: Path, split: str) -> Path | None:
-    """The folder whose class folders are the split; None where it is to be found as for training."""
+    """The folder whose images are the split; None where it is to be found as for training."""
     if split == "test":
         if (root / "test").is_dir():
             return root / "test"
@@ -62,17 +101,6 @@ def _folder(root: Path, split: str) -> Path | None:
         return root
     validation = [root / name for name in VALIDATION_FOLDERS[:2] if (root / name).is_dir()]
     return validation[0] if validation and not (root / "train").is_dir() else None
-
-
-def _of_folder(folder: Path) -> Split:
-    files = class_files(folder)
-    classes = sorted(files)
-    paths = [path for name in classes for path in files[name]]
-    labels = [label for label, name in enumerate(classes) for _ in files[name]]
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode(errors="surrogateescape"))
-    return Split(str(folder.resolve()), classes, ImageFiles(paths, labels), digest.hexdigest())
 
 
 class StoredPairs:
@@ -99,43 +127,47 @@ def _pairs(images: LabelledImages) -> Pairs:
 
 
 def matched(
-    classes: Sequence[str], known: Sequence[str] | None, num_outputs: int, announce: Announce
+    split: Split, known: Sequence[str] | None, num_outputs: int, announce: Announce
 ) -> tuple[list[int], list[str]]:
-    """The output of a network for each class of some data, and the names of all its outputs.
+    """The output of a network for each class of a split, and the names of all its outputs.
 
-    By name: every class must be one that the network knows; it may know more. A network without names is one of
-    ImageNet if it has as many outputs as a set of ImageNet classes and all `classes` are WordNet ids among those. Else
-    the classes are taken in their order, if there are as many of them as outputs, and a line says so.
+    By the names of the classes or of their folders: the network must know every class; it may know more. A network
+    without names is one of ImageNet if it has as many outputs as a set of ImageNet classes and all classes are WordNet
+    ids among those. Else the classes are taken in their order, if there are as many of them as outputs, and a line says
+    so.
 
     Args:
-        classes: of the data.
-        known: of the network in the order of its outputs; None if it does not say.
+        split: the images.
+        known: names in the order of the outputs; None if the network does not say.
+        num_outputs: of the network.
+        announce: receives the line.
 
     Raises:
         ValueError: the classes are not those of the network.
     """
-    if known is None:
-        known = imagenet_ids(num_outputs)
-        if known is None or not set(classes) <= set(known):
-            if len(classes) != num_outputs:
-                among = "" if known is None else " or WordNet ids among those of ImageNet"
-                raise ValueError(
-                    f"data: expected {num_outputs} classes as the network has outputs{among}, got {len(classes)}: "
-                    f"{_some(classes)}"
-                )
-            announce(
-                f"data: the network does not name its {num_outputs} classes; they are taken in the order of the data, "
-                f"{_some(classes)}"
-            )
-            return list(range(num_outputs)), list(classes)
-    index = {name: number for number, name in enumerate(known)}
-    foreign = [name for name in classes if name not in index]
-    if foreign:
+    ids = imagenet_ids(num_outputs) if known is None else None
+    for names in (known, ids):
+        for classes in (split.classes, split.folders):
+            if names is not None and set(classes) <= set(names):
+                outputs = {name: number for number, name in enumerate(names)}
+                return [outputs[name] for name in classes], list(names)
+    if known is not None:
+        foreign = [name for name in split.classes if name not in set(known)]
         raise ValueError(
-            f"data: expected classes that the network knows ({_some(known)}), "
-            f"got {len(foreign)} of {len(classes)} that it does not: {_some(foreign)}"
+            f"data: expected classes that the network knows ({some(known)}), "
+            f"got {len(foreign)} of {len(split.classes)} that it does not: {some(foreign)}"
         )
-    return [index[name] for name in classes], list(known)
+    if len(split.classes) != num_outputs:
+        among = "" if ids is None else " or WordNet ids among those of ImageNet"
+        raise ValueError(
+            f"data: expected {num_outputs} classes as the network has outputs{among}, got {len(split.classes)}: "
+            f"{some(split.classes)}"
+        )
+    announce(
+        f"data: the network does not name its {num_outputs} classes; they are taken in the order of the data, from "
+        f"{split.classes[0]!r} to {split.classes[-1]!r}"
+    )
+    return list(range(num_outputs)), split.classes
 
 
 def imagenet_ids(num_classes: int) -> list[str] | None:
@@ -144,6 +176,20 @@ def imagenet_ids(num_classes: int) -> list[str] | None:
     return None if subset is None else list(ImageNetInfo(subset).label_names())
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f", ... ({len(names)})" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
+def readable(names: Sequence[str]) -> list[str]:
+    """WordNet ids with what they mean; other names as they are.
+
+    >>> readable(["n01440764", "n03888257"]), readable(["shoe"])
+    (['tench (n01440764)', 'parachute (n03888257)'], ['shoe'])
+    """
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return list(names)
+    info = ImageNetInfo("imagenet-22k")
+
+    def title(name: str) -> str:
+        try:
+            return f"{info.label_name_to_description(name).split(',')[0]} ({name})"
+        except KeyError:
+            return name
+
+    return [title(name) for name in names]

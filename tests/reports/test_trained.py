@@ -47,7 +47,12 @@ def test_figures_are_those_of_the_run(run, weights):
     folder, root = run
     row = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))[-1]
     prefix = "val_ema_" if weights == "ema" else "val_"
-    results = evaluate(folder, weights=weights, data=str(root), batch_size=5, workers=0, device="cpu")
+    # a checkpoint knows the images of its run
+    newest = max((folder / "checkpoints").iterdir())
+    for model in (folder, folder / "best.ckpt", newest):
+        assert load_trained(model).data == (str(root), None)
+    results = evaluate(folder, weights=weights, batch_size=5, workers=0, device="cpu")
+    assert results["data"]["name"] == str(root)
     for name in ("top1", "top5", "loss"):
         assert results[name] == pytest.approx(float(row[f"{prefix}{name}"]), abs=1e-5)
 

@@ -78,7 +78,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", default="fashion_mnist", metavar="DATA", help=DATA_HELP)
+    add("--data", default="fashion_mnist", metavar="DATA", help=f"{DATA_HELP} (%(default)s)")
     add("--data-root", metavar="DIR", help="where a named data set lies")
     add("--download", action="store_true", help="fetch a named data set that is not there")
     add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin.add_argument("--weights", choices=("ema", "raw"), help="of a checkpoint (ema if there is one)")
     origin.add_argument("--pretrained", action="store_true", help="of a name: the weights that timm has for it")
     origin.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
-    add("--data", default="fashion_mnist", metavar="DATA", help=f"{DATA_HELP}; `test` takes DIR/test/CLASS/*")
+    add(
+        "--data", metavar="DATA", help=f"what the run was trained on (the default), or {DATA_HELP}; for `test` DIR/test"
+    )
     add("--data-root", metavar="DIR", help="where a named data set lies")
     add("--download", action="store_true", help="fetch a named data set that is not there")
     add(

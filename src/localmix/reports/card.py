@@ -37,7 +37,6 @@ def card(
     *,
     folder: str,
     license: str,
-    settings: Mapping[str, Any],
     measured: Mapping[str, float],
     evaluations: Mapping[str, Mapping[str, Any]],
 ) -> str:
@@ -46,12 +45,11 @@ def card(
     Args:
         folder: what the network is published as.
         license: of the weights.
-        settings: of the run; none if nothing is known.
         measured: the run's own validation at the step of the checkpoint, by the columns of metrics.csv.
         evaluations: the content of results.json, by the file's name in the folder.
     """
     ours = isinstance(trained.net, Hierarchy)
-    root = settings.get("data") or trained.training.get("run", {}).get("settings", {}).get("data.root")
+    root, _ = trained.data
     data = Path(root).name if root else None
     tags = ["image-classification", "timm", "localmix"]
     header = ["---", "library_name: timm", f"license: {json.dumps(license)}", "pipeline_tag: image-classification"]
@@ -65,7 +63,7 @@ def card(
         "## Results",
         *_results(trained, measured, evaluations),
         "## Training",
-        *_training(trained, settings),
+        *_training(trained),
         "## Licence",
         f"The weights: `{license}`. The images they were trained on have licences of their own.",
     ]
@@ -122,11 +120,11 @@ def _results(
     return parts or ["None were given."]
 
 
-def _training(trained: Trained, settings: Mapping[str, Any]) -> list[str]:
+def _training(trained: Trained) -> list[str]:
     source = trained.source
     facts = {
         name: value
-        for name, value in {**trained.training, **settings}.items()
+        for name, value in trained.training.items()
         if name not in ("data", "model", "classes", "in_chans", "mean", "std", "run") and value is not None
     }
     parts = [

@@ -35,7 +35,7 @@ def evaluate(
     model: str | Path,
     *,
     split: str = "validation",
-    data: str = EMBEDDED,
+    data: str | None = None,
     data_root: str | None = None,
     download: bool = False,
     on_corrupt: str = "error",
@@ -58,7 +58,8 @@ def evaluate(
 
     Args:
         model, weights, pretrained, checkpoint: see `localmix.reports.trained.load_trained`.
-        split: "validation" or "test", of `data`, as data_root and download: see `localmix.reports.split.load_split`.
+        split: "validation" or "test", of `data`, as data_root and download: see `localmix.reports.split.load_split`. By
+            default of what the run of a checkpoint was trained on, else of the embedded images.
         on_corrupt: "error" stops at a file that cannot be decoded, "skip" leaves such files out and counts them.
         img_size: side of the square that the network sees [pixels]; by default what it was trained on.
         crop_pct: the shorter side is resized to floor(img_size / crop_pct), of which the centre is cropped.
@@ -92,8 +93,11 @@ def evaluate(
     trained = load_trained(model, weights=weights, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size)
     view = trained.view.changed(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation)
     net = trained.net.to(device)
+    if data is None:
+        data, folder = trained.data
+        data_root = data_root or folder
     with Display() as display:
-        images = load_split(data, split, data_root=data_root, download=download, announce=display.say)
+        images = load_split(data or EMBEDDED, split, data_root=data_root, download=download, announce=display.say)
         outputs, names = matched(images, trained.classes, trained.num_classes, display.say)
         whole = among == "net"
         if workers is None:

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from localmix.reports.card import card
 from localmix.reports.metrics import FILE as METRICS
 from localmix.reports.metrics import read_metrics
-from localmix.reports.trained import CHECKPOINT, Trained, from_checkpoint
+from localmix.reports.trained import CHECKPOINT, Trained, from_checkpoint, run_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -63,8 +63,7 @@ def publish(
             trained,
             folder=to.name,
             license=license,
-            settings=_settings(checkpoint.parent),
-            measured=_measured(checkpoint.parent, trained),
+            measured=_measured(run_of(checkpoint), trained),
             evaluations=dict(zip(names, evaluations, strict=True)),
         )
         (partial / CARD).write_text(text)
@@ -152,8 +151,3 @@ def _measured(run: Path, trained: Trained) -> dict[str, float]:
     if step is None or not (run / METRICS).is_file():
         return {}
     return {name: value for name, value in read_metrics(run).at(step).items() if name.startswith("val_")}
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    file = run / "settings.json"
-    return json.loads(file.read_text()) if file.is_file() else {}

@@ -37,8 +37,8 @@ class Trained:
         view: how it wants to see images.
         source: where the weights come from, in plain values.
         options: further arguments that the network was built with.
-        training: what a checkpoint says of its training: the arguments of `Classification`, and under "run" what
-            `localmix fit` has noted.
+        training: what a checkpoint and its run say of the training: the arguments of `Classification`, the settings of
+            `localmix compare`, and under "run" what `localmix fit` has noted.
     """
 
     net: nn.Module
@@ -54,6 +54,12 @@ class Trained:
         """Number of outputs."""
         net: Any = self.net
         return net.num_classes
+
+    @property
+    def data(self) -> tuple[str | None, str | None]:
+        """What the run was trained on, and the folder of that if it was named; None where nothing says."""
+        settings = self.training.get("run", {}).get("settings", {})
+        return self.training.get("data") or settings.get("data.root"), settings.get("data.folder")
 
 
 def load_trained(
@@ -134,8 +140,15 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         "epoch": content.get("epoch"),
         "step": content.get("global_step"),
     }
-    training = {**facts, "run": content["run"]} if "run" in content else dict(facts)
+    settings = run_of(path) / "settings.json"
+    training = {**facts, **(json.loads(settings.read_text()) if settings.is_file() else {})}
+    training |= {"run": content["run"]} if "run" in content else {}
     return Trained(net.eval(), str(facts["model"]), classes, view, source, options, training)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint lies in; those of the last steps lie in a folder of their own."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _validated(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> View:

@@ -171,7 +171,7 @@ def _print(results: dict[str, Any], outcome: Outcome, names: Sequence[str]) -> N
         console = Console(file=sys.stdout, width=200)
     table = Table(title=title(results), box=box.SIMPLE_HEAD, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column(justify="right")
+    table.add_column()
     for name, value in lines(results):
         table.add_row(name, value)
     console.print(table)

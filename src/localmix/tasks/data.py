@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +20,11 @@ from localmix.tasks.parallel import cpu_cores
 from localmix.tasks.shard_cache import is_url
 from localmix.tasks.shard_format import SPLITS
 from localmix.tasks.shard_reading import ShardImages, is_shards, open_shards
-from localmix.tasks.views import Views
 
 EMBEDDED = "fashion_mnist"
 SCHEMES = ("torchvision", "torch", "hfds")
 NORMALISATION = {1: ([0.2860], [0.3530]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
 """Mean and standard deviation by number of channels: of Fashion-MNIST and of ImageNet."""
-
-MakeViews = Callable[[int, list[float], list[float]], Views]
-"""How images become pixels, given the size of the view, and mean and standard deviation of the channels."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,6 @@ def load_images(
     max_corrupt: int = 10,
     draft: bool = False,
     max_cache_gb: float = 100.0,
-    make_views: MakeViews | None = None,
     announce: Announce = print,
     track: Track = lambda iterable, what, count: iterable,
 ) -> Images:
@@ -81,7 +75,6 @@ def load_images(
         draft: decode JPEGs for training at a half, a quarter or an eighth of their size while they keep twice the
             side of the view: faster for large photographs, but not quite the same pixels. Never for validation.
         max_cache_gb: how much of the shards at an address is kept [10^9 bytes].
-        make_views: how images become pixels, for photographs; by default `SquareViews`.
         announce: receives notices, such as of a held-out split or of skipped files.
         track: shows progress while files are checked.
 
@@ -97,11 +90,11 @@ def load_images(
     if data == EMBEDDED:
         return _embedded(img_size or 28)
     if is_shards(data):
-        return _shards(data, img_size or 64, data_root, max_cache_gb, make_views)
+        return _shards(data, img_size or 64, data_root, max_cache_gb)
     scheme, _, name = data.partition("/")
     if scheme in SCHEMES and name and not Path(data).exists():
-        return _named(data, scheme, name, img_size, data_root, download, make_views)
-    return _folder(Path(data), img_size or 64, on_corrupt, announce, track, check, max_corrupt, draft, make_views)
+        return _named(data, scheme, name, img_size, data_root, download)
+    return _folder(Path(data), img_size or 64, on_corrupt, announce, track, check, max_corrupt, draft)
 
 
 def _embedded(size: int) -> Images:
@@ -132,7 +125,6 @@ def _folder(
     check: bool,
     max_corrupt: int,
     draft: bool,
-    make_views: MakeViews | None,
 ) -> Images:
     if not root.is_dir():
         raise ValueError(
@@ -148,7 +140,6 @@ def _folder(
     for notice in tree.notices:
         announce(notice)
     mean, std = NORMALISATION[3]
-    views = make_views(size, mean, std) if make_views else None
     digest = hashlib.sha256()
 
     def decoded(files: Files, draft: bool, replace: bool) -> DecodedImages:
@@ -160,7 +151,7 @@ def _folder(
         images: Any = ImageFiles(root, names, labels, at_least=2 * size if draft else None)
         if replace:
             images = ReplacedImages(images, max_corrupt, images.path)
-        return DecodedImages(images, size=size, mean=mean, std=std, views=views)
+        return DecodedImages(images, size=size, mean=mean, std=std)
 
     train, validation = decoded(tree.train, draft, not check), decoded(tree.validation, False, False)
     return Images(
@@ -212,12 +203,11 @@ def _corrupt(root: Path, names: list[str], track: Track) -> dict[str, str]:
         return {name: reason for name, reason in zip(names, defects, strict=True) if reason}
 
 
-def _shards(data: str, size: int, cache: str | None, max_cache_gb: float, make_views: MakeViews | None) -> Images:
+def _shards(data: str, size: int, cache: str | None, max_cache_gb: float) -> Images:
     source, manifest = open_shards(data, Path(cache) if cache else None, max_cache_gb)
     mean, std = NORMALISATION[3]
-    views = make_views(size, mean, std) if make_views else None
     train, validation = (
-        DecodedImages(ShardImages(source, split, manifest.chunks(split)), size=size, mean=mean, std=std, views=views)
+        DecodedImages(ShardImages(source, split, manifest.chunks(split)), size=size, mean=mean, std=std)
         for split in SPLITS
     )
     name = data if is_url(data) else str(Path(data).resolve())
@@ -246,7 +236,6 @@ def _named(
     size: int | None,
     data_root: str | None,
     download: bool,
-    make_views: MakeViews | None,
 ) -> Images:
     from timm.data import create_dataset
 
@@ -270,8 +259,7 @@ def _named(
     names = getattr(train, "classes", None)
     if names is None:
         names = train.reader.class_to_idx
-    views = make_views(size, mean, std) if make_views else None
-    given: dict[str, Any] = {"size": size, "mean": mean, "std": std, "views": views}
+    views: dict[str, Any] = {"size": size, "mean": mean, "std": std}
     return Images(
         name=data,
         classes=[str(name) for name in names],
@@ -279,7 +267,7 @@ def _named(
         channels=channels,
         mean=mean,
         std=std,
-        train=DecodedImages(ConvertedImages(train, channels), **given),
-        validation=DecodedImages(ConvertedImages(validation, channels), **given),
+        train=DecodedImages(ConvertedImages(train, channels), **views),
+        validation=DecodedImages(ConvertedImages(validation, channels), **views),
         fingerprint=f"{len(train)} + {len(validation)} images",
     )

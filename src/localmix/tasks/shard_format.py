@@ -1,7 +1,7 @@
 """What lies in a folder of shards: litdata's chunks and index for each split, and a manifest that vouches for them.
 
 ```
-SHARDS/manifest.json               classes, settings, and each chunk with its number of images, bytes and SHA-256
+SHARDS/shards.json               classes, settings, and each chunk with its number of images, bytes and SHA-256
 SHARDS/train/chunk-000000.bin      images, each with its label and a checksum
 SHARDS/train/index.json            litdata's own list of the chunks
 SHARDS/validation/...
@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
-MANIFEST, INDEX = "manifest.json", "index.json"
+MANIFEST, INDEX = "shards.json", "index.json"
+PROGRESS = "shards.progress.jsonl"
+"""Which chunks are done; without a manifest beside it the shards are unfinished."""
 FORMAT = "localmix shards 1"
 SPLITS = ("train", "validation")
 DATA_FORMAT = ["bytes", "int", "int"]
@@ -118,10 +120,7 @@ def encode_index(chunks: Sequence[Chunk]) -> bytes:
         "encryption": None,
         "item_loader": "PyTreeLoader",
     }
-    entries = [
-        {"chunk_bytes": c.bytes - _head(c.images), "chunk_size": c.images, "dim": None, "filename": c.name}
-        for c in chunks
-    ]
+    entries = [{"chunk_bytes": c.bytes, "chunk_size": c.images, "dim": None, "filename": c.name} for c in chunks]
     return json.dumps({"chunks": entries, "config": config}, sort_keys=True).encode()
 
 

@@ -12,9 +12,6 @@ from typing import Any
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.shard_format import chunk_name
 
-PROGRESS = "progress.jsonl"
-"""Settings in the first line, then a line for each chunk that is done."""
-
 
 @dataclass(frozen=True)
 class Written:
@@ -28,7 +25,7 @@ class Written:
 
 
 class Progress:
-    """Which chunks are done, on the disk.
+    """A file with the settings in the first line, then a line for each chunk that is done.
 
     Args:
         path: of the file.

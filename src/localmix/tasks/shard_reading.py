@@ -19,6 +19,7 @@ from localmix.tasks.shard_cache import RemoteShards, is_url
 from localmix.tasks.shard_format import (
     INDEX,
     MANIFEST,
+    PROGRESS,
     SPLITS,
     Chunk,
     Manifest,
@@ -53,8 +54,8 @@ Source = LocalShards | RemoteShards
 
 
 def is_shards(data: str) -> bool:
-    """Whether `data` is a folder of shards, or the address of one."""
-    return is_url(data) or (Path(data) / MANIFEST).is_file()
+    """Whether `data` is a folder of shards, be they unfinished, or the address of one."""
+    return is_url(data) or any((Path(data) / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
 def open_shards(data: str, cache: Path | None, max_cache_gb: float) -> tuple[Source, Manifest]:
@@ -63,6 +64,10 @@ def open_shards(data: str, cache: Path | None, max_cache_gb: float) -> tuple[Sou
     Raises:
         ValueError: what is there was not written by `localmix shard`, or was changed.
     """
+    if not is_url(data) and not (Path(data) / MANIFEST).is_file():
+        raise ValueError(
+            f"data: expected shards with a {MANIFEST}, which `localmix shard` writes at the end; {data} has none"
+        )
     source = RemoteShards(data, cache, max_cache_gb) if is_url(data) else LocalShards(Path(data))
     manifest = read_manifest(source.read(MANIFEST), f"{data}/{MANIFEST}")
     for split in SPLITS:
@@ -221,10 +226,6 @@ def verify_shards(folder: Path, track: Callable[..., Any] = lambda iterable, wha
     Raises:
         ValueError: names the chunks that are missing or damaged.
     """
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(
-            f"verify: expected a folder with a {MANIFEST}, which `localmix shard` writes last; got {folder}"
-        )
     _, manifest = open_shards(str(folder), None, 0)
     paths = [(folder / split / chunk.name, chunk) for split in SPLITS for chunk in manifest.chunks(split)]
     damaged = damaged_chunks(paths, track)

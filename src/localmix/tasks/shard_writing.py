@@ -19,6 +19,7 @@ from localmix.tasks.parallel import cpu_cores
 from localmix.tasks.shard_format import (
     INDEX,
     MANIFEST,
+    PROGRESS,
     SPLITS,
     Chunk,
     Manifest,
@@ -28,7 +29,7 @@ from localmix.tasks.shard_format import (
     read_manifest,
     sha256,
 )
-from localmix.tasks.shard_progress import PROGRESS, Progress, Written, refuse_other
+from localmix.tasks.shard_progress import Progress, Written, refuse_other
 from localmix.tasks.shard_reading import damaged_chunks
 
 SAMPLE = 64

@@ -207,7 +207,7 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
     known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|option ')([\w.]+)", message)
+    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.]+)", message)
     nearest = [near for name in unknown if name not in known for near in get_close_matches(name, known, n=1)]
     return f"{message}; did you mean {nearest[0]}?" if nearest else message
 

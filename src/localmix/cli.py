@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", "classify images with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
+        ("shard", "pack images into shards that stream to many machines", _add_shard, _shard),
         ("bench", "time operators and networks beside other ways to compute them", _add_bench, _bench),
     ):
         command = commands.add_parser(
@@ -141,6 +142,36 @@ def _convert(args: argparse.Namespace) -> int:
     from localmix.models.convert import convert_file
 
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
+    return 0
+
+
+def _add_shard(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", nargs="?", metavar="DIR", help="DIR/train/CLASS/*, DIR/val/CLASS/*, or class folders, or ImageNet")
+    add("--output", type=Path, metavar="SHARDS", help="folder to write or go on in")
+    add("--size", type=int, metavar="PIXELS", help="shorter side that larger images are resized to (as they are)")
+    add("--quality", type=int, default=90, metavar="N", help="of the JPEGs that resizing makes (%(default)s)")
+    add("--chunk-mb", type=int, default=64, metavar="MB", help="about the size of a chunk (%(default)s)")
+    add("--workers", type=int, metavar="N", help="threads (one per core)")
+    add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
+    add("--verify", type=Path, metavar="SHARDS", help="only compare every chunk of a folder with its checksum")
+
+
+def _shard(args: argparse.Namespace) -> int:
+    if (args.verify is None) == (args.data is None) or (args.data is None) != (args.output is None):
+        raise ValueError("shard: expected DIR and --output SHARDS, or --verify SHARDS")
+    from localmix.reports.progress import Display
+    from localmix.tasks.shard_reading import verify_shards
+    from localmix.tasks.shard_writing import summary, write_shards
+
+    with Display() as display:
+        shown: dict[str, Any] = {"announce": display.say, "track": display.track}
+        if args.verify:
+            for line in summary(verify_shards(args.verify, display.track)):
+                display.say(f"{args.verify}: {line}")
+        else:
+            options = ("output", "size", "quality", "chunk_mb", "workers", "on_corrupt")
+            write_shards(args.data, **{name: getattr(args, name) for name in options}, **shown)
     return 0
 
 
@@ -244,4 +275,5 @@ def _message(error: ValueError | OSError | ImportError) -> str | None:
         return f'{package} is not installed: pip install "localmix[train]"'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return str(error)
+    # What a process that loads images raised comes with its traceback.
+    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()

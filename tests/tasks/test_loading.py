@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +143,17 @@ def test_step_larger_than_the_epoch_is_refused():
     message = r"batch_size: expected at most the 7 images of an epoch in a step, got 4 x 2 processes x 1 .* = 8"
     with pytest.raises(ValueError, match=message):
         EpochBatches(7, 4, seed=0, num_processes=2)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_leave_the_signal_of_a_scheduler_to_the_run_and_end_for_the_run(few_images):
+    batches = iter(loader(few_images.train, 8, seed=0, workers=1))
+    (worker,) = batches._workers
+    next(batches)
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {signal.SIGTERM.value})"], check=True)
+    next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+    batches._shutdown_workers()

@@ -7,7 +7,9 @@ numbers, the number of workers, or an interruption. Where a run stands in its da
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
@@ -25,7 +27,16 @@ from localmix.tasks.views import SquareViews, Views
 Request: TypeAlias = tuple[int | None, int, list[int]]
 """Seed of the augmentation (None for none), epoch, indices of the images."""
 
-Order: TypeAlias = Callable[[int, int], np.ndarray]
+
+class Permutation(Protocol):
+    """All indices in some order, handed out by slices; an array is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
+
+
+Order: TypeAlias = Callable[[int, int], Permutation]
 """(seed, epoch) to the order of the images in the epoch, a permutation of their indices."""
 
 
@@ -257,5 +268,15 @@ def loader(
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A terminal or a scheduler signals all processes; those that load images end when the run ends, not before."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A run that ends without closing its loader ends the workers by this signal, and waits for them: only its sender
+    # tells it from that of a scheduler.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_run, daemon=True).start()
+
+
+def _end_for_the_run() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from localmix.tasks.images import centre_square, normalise, random_square, to_tensor
 
@@ -89,6 +90,7 @@ class ImageNetViews:
             std=tuple(std),
             normalize=False,
         )
+        _mend_posterize(self.augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
         self.centre: Any = transforms_factory.transforms_imagenet_eval(
             size,
@@ -107,17 +109,44 @@ class ImageNetViews:
         return self.centre(image)
 
 
+def _mend_posterize(augment: Any) -> None:
+    """timm's policies may ask to keep no bit of a channel, as they always did; Pillow refuses that since version 13."""
+    from timm.data.auto_augment import posterize
+
+    for transform in augment.transforms:
+        for operations in (getattr(transform, "ops", []), *getattr(transform, "policy", [])):
+            for operation in operations:
+                if operation.aug_fn is posterize:
+                    operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, bits_to_keep, **options) if bits_to_keep else Image.new(image.mode, image.size)
+
+
 @contextmanager
 def drawn_from(random: np.random.Generator) -> Generator[None]:
-    """Seeds the global generators, which transforms draw from, by `random`; afterwards they are as they were."""
-    states = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Seeds the global generators, which transforms draw from, by `random`; afterwards they are as they were.
+
+    In a worker of a loader they are not put back: nothing else draws there, and to keep them takes a good part of the
+    time to decode a small image.
+    """
+    alone = get_worker_info() is not None
+    states = None if alone else (python_random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
-        seed_generators(int(random.integers(2**63)))
+        seed = int(random.integers(2**63))
+        python_random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+        # Not torch.manual_seed, which notes down for each GPU where it was called: that takes half of the time above.
+        torch.default_generator.manual_seed(seed)
         yield
     finally:
-        python_random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        if states:
+            python_random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
 
 
 def seed_generators(seed: int) -> None:

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +87,73 @@ def test_without_augmentation_pixels_are_unchanged(few_images):
     stored = few_images.train.images[indices].float().div(255).sub(few_images.mean[0]).div(few_images.std[0])
     torch.testing.assert_close(pixels, stored)
     assert torch.equal(labels, few_images.train.labels[indices])
+
+
+def indices(batches):
+    return [index for _, _, images in batches for index in images]
+
+
+def shares(number, **options):
+    return [EpochBatches(process=process, num_processes=number, **options) for process in range(number)]
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2), (3, 2)])
+def test_a_step_has_the_same_images_however_it_is_shared(processes, accumulate):
+    size = 12 // (processes * accumulate)
+    alone = [set(images) for _, _, images in EpochBatches(50, 12, seed=3)]
+    parts = [list(p) for p in shares(processes, num_images=50, batch_size=size, seed=3, accumulate=accumulate)]
+    assert [len(part) for part in parts] == [4 * accumulate] * processes
+    for step, images in enumerate(alone):
+        batches = [part[step * accumulate + i][2] for part in parts for i in range(accumulate)]
+        assert all(len(batch) == size for batch in batches)
+        assert {index for batch in batches for index in batch} == images
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("images", [1, 5, 8, 9])
+def test_processes_validate_each_image_once(processes, images):
+    parts = shares(processes, num_images=images, batch_size=2, seed=None)
+    assert sorted(index for part in parts for index in indices(part)) == list(range(images))
+    assert all(len(part) == len(list(part)) and all(batch for _, _, batch in part) for part in parts)
+
+
+def test_order_of_the_data_set_is_kept_and_each_process_has_a_stretch():
+    def order(seed, epoch):
+        return (np.arange(24) + seed + epoch) % 24
+
+    parts = shares(2, num_images=24, batch_size=3, seed=1, order=order)
+    assert [indices(part) for part in parts] == [list(range(1, 13)), [*range(13, 24), 0]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_epoch_goes_on_where_it_was_left(processes):
+    whole, parts = (shares(processes, num_images=40, batch_size=4, seed=2) for _ in range(2))
+    for one, other in zip(whole, parts, strict=True):
+        one.set_epoch(3)
+        other.go_on(3, 2)
+        other.set_epoch(3)
+        assert list(other) == list(one)[2:]
+        assert len(other) == len(one)
+        one.set_epoch(4)
+        other.set_epoch(4)
+        assert list(other) == list(one)
+
+
+def test_step_larger_than_the_epoch_is_refused():
+    message = r"batch_size: expected at most the 7 images of an epoch in a step, got 4 x 2 processes x 1 .* = 8"
+    with pytest.raises(ValueError, match=message):
+        EpochBatches(7, 4, seed=0, num_processes=2)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_leave_the_signal_of_a_scheduler_to_the_run_and_end_for_the_run(few_images):
+    batches = iter(loader(few_images.train, 8, seed=0, workers=1))
+    (worker,) = batches._workers
+    next(batches)
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {signal.SIGTERM.value})"], check=True)
+    next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+    batches._shutdown_workers()

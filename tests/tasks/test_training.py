@@ -1,5 +1,6 @@
 import csv
 import errno
+import types
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from localmix.tasks.checkpoint import load_checkpoint
 from localmix.tasks.classification import Classification
 from localmix.tasks.data import load_images
 from localmix.tasks.loading import loader
-from localmix.tasks.training import random_states, seed_random_states, set_random_states, train
+from localmix.tasks.training import train
 
 RECIPE = {"model": "dwnet_nano", "drop_path_rate": 0.3}
 SETTINGS = {"epochs": 3, "batch_size": 8, "seed": 5}
@@ -162,27 +163,11 @@ def test_norms_and_biases_do_not_decay(few_images):
     task = Classification(
         model="dwnet_nano", classes=["a", "b"], img_size=16, in_chans=1, mean=[0.0], std=[1.0], weight_decay=0.1
     )
-    task.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
+    task.trainer = types.SimpleNamespace(estimated_stepping_batches=10, precision_plugin=None)
     (optimizer,), _ = task.configure_optimizers()
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in task.net.named_parameters():
         assert decay[id(parameter)] == (0.0 if parameter.ndim == 1 else 0.1), name
-
-
-def test_random_states_return():
-    import random
-
-    import numpy as np
-
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    seed_random_states(1)
-    states = random_states()
-    first = draw()
-    assert all(a != b for a, b in zip(first, draw(), strict=True))
-    set_random_states(states)
-    assert draw() == first
 
 
 def test_full_disk_stops_a_run_that_then_goes_on(tmp_path, few_images, monkeypatch):

@@ -1,35 +1,30 @@
-"""Where labelled images come from: the embedded set, a folder of class folders, or a data set that timm knows."""
+"""Where labelled images come from: the embedded set, folders of image files, shards, or a data set that timm knows."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 
 from localmix.arguments import choice, positive
-from localmix.tasks.images import EXTENSIONS, CorruptImage, centre_square, read_image, to_mode, to_tensor
+from localmix.tasks.corrupt import ReplacedImages
+from localmix.tasks.folders import Announce, Files, ImageFiles, Track, Tree, hold_out, read_tree, refuse_empty
+from localmix.tasks.images import CorruptImage, centre_square, read_image, to_mode, to_tensor
 from localmix.tasks.loading import DecodedImages, LabelledImages, StoredImages
 from localmix.tasks.parallel import cpu_cores
+from localmix.tasks.shard_cache import is_url
+from localmix.tasks.shard_format import SPLITS
+from localmix.tasks.shard_reading import ShardImages, is_shards, open_shards
 
 EMBEDDED = "fashion_mnist"
 SCHEMES = ("torchvision", "torch", "hfds")
-VALIDATION_FOLDERS = ("val", "validation", "test")
-HELD_OUT = 0.2
-"""Share of each class that is held out where a folder brings no validation images."""
 NORMALISATION = {1: ([0.2860], [0.3530]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
 """Mean and standard deviation by number of channels: of Fashion-MNIST and of ImageNet."""
-
-Announce = Callable[[str], None]
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Hands an iterable on while it shows progress: (iterable, what is being done, how many)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,10 @@ def load_images(
     data_root: str | None = None,
     download: bool = False,
     on_corrupt: str = "error",
+    check: bool = True,
+    max_corrupt: int = 10,
+    draft: bool = False,
+    max_cache_gb: float = 100.0,
     announce: Announce = print,
     track: Track = lambda iterable, what, count: iterable,
 ) -> Images:
@@ -63,12 +62,19 @@ def load_images(
 
     Args:
         data: "fashion_mnist" (embedded in the package); a folder `DIR/train/CLASS/*` with `DIR/val/CLASS/*`
-            (or `validation`, `test`); a folder of class folders; or "torchvision/NAME", "hfds/NAME" as timm has them.
+            (or `validation`, `test`); a folder of class folders; ImageNet as Kaggle's archive has it; a folder or an
+            address of shards; or "torchvision/NAME", "hfds/NAME" as timm has them. See docs/data.md.
         img_size: side of the square that the net sees [pixels]; default 28 for the embedded set, else 64 (less where
             the images of a named data set are smaller).
-        data_root: folder of a named data set.
+        data_root: folder of a named data set; for shards at an address, where chunks are kept.
         download: fetch a named data set that `data_root` does not hold.
         on_corrupt: "error" refuses a folder with a file that cannot be decoded, "skip" leaves such files out.
+        check: decode every file of a folder now. Otherwise corrupt training images are met later: each is named and
+            replaced by the next whole one, see `ReplacedImages`; a corrupt validation image ends the run.
+        max_corrupt: how many training images may turn out to be corrupt, if they were not checked.
+        draft: decode JPEGs for training at a half, a quarter or an eighth of their size while they keep twice the
+            side of the view: faster for large photographs, but not quite the same pixels. Never for validation.
+        max_cache_gb: how much of the shards at an address is kept [10^9 bytes].
         announce: receives notices, such as of a held-out split or of skipped files.
         track: shows progress while files are checked.
 
@@ -79,12 +85,16 @@ def load_images(
     choice("on_corrupt", on_corrupt, ("error", "skip"))
     if img_size is not None:
         positive("img_size", img_size)
+    if not isinstance(max_corrupt, int) or max_corrupt < 0:
+        raise ValueError(f"max_corrupt: expected an int of at least 0, got {max_corrupt!r}")
     if data == EMBEDDED:
         return _embedded(img_size or 28)
+    if is_shards(data):
+        return _shards(data, img_size or 64, data_root, max_cache_gb)
     scheme, _, name = data.partition("/")
     if scheme in SCHEMES and name and not Path(data).exists():
         return _named(data, scheme, name, img_size, data_root, download)
-    return _folder(Path(data), img_size or 64, on_corrupt, announce, track)
+    return _folder(Path(data), img_size or 64, on_corrupt, announce, track, check, max_corrupt, draft)
 
 
 def _embedded(size: int) -> Images:
@@ -106,140 +116,103 @@ def _embedded(size: int) -> Images:
     )
 
 
-class ImageFiles:
-    """Pairs (RGB image, label) read from files."""
-
-    def __init__(self, paths: list[Path], labels: list[int]) -> None:
-        self.paths, self.labels = paths, labels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.paths[index], channels=3), self.labels[index]
-
-
-def _folder(root: Path, size: int, on_corrupt: str, announce: Announce, track: Track) -> Images:
+def _folder(
+    root: Path,
+    size: int,
+    on_corrupt: str,
+    announce: Announce,
+    track: Track,
+    check: bool,
+    max_corrupt: int,
+    draft: bool,
+) -> Images:
     if not root.is_dir():
         raise ValueError(
             f"data: expected {EMBEDDED!r}, an image folder or a data set name such as 'torchvision/cifar10'; "
             f"got {str(root)!r}, which {'is a file' if root.exists() else 'does not exist'}"
         )
-    train_folder, validation_folder = _split_folders(root)
-    files = _class_files(train_folder)
-    validation_files = _class_files(validation_folder) if validation_folder else {}
-    if validation_folder and files.keys() != validation_files.keys():
-        raise ValueError(
-            f"data: expected the same class folders in {train_folder} and {validation_folder}; "
-            f"only in the former: {sorted(files.keys() - validation_files.keys())}, "
-            f"only in the latter: {sorted(validation_files.keys() - files.keys())}"
-        )
-    if len(files) < 2:
-        raise ValueError(f"data: expected at least 2 class folders in {train_folder}, got {sorted(files)}")
+    tree = read_tree(root)
+    corrupt = {}
+    if check:
+        tree, corrupt = _whole(tree, on_corrupt, announce, track)
+    if not tree.validation:
+        tree = hold_out(tree)
+    for notice in tree.notices:
+        announce(notice)
+    mean, std = NORMALISATION[3]
+    digest = hashlib.sha256()
 
-    corrupt = _corrupt([p for split in (files, validation_files) for paths in split.values() for p in paths], track)
-    if corrupt and on_corrupt == "error":
-        named = list(corrupt.values())
+    def decoded(files: Files, draft: bool, replace: bool) -> DecodedImages:
+        names, labels = tree.items(files)
+        # With a million files on a file server even to ask for their sizes takes long.
+        lines = (f"{name} {(root / name).stat().st_size}\n" if check else f"{name}\n" for name in names)
+        for line in lines:
+            digest.update(line.encode(errors="surrogateescape"))
+        images: Any = ImageFiles(root, names, labels, at_least=2 * size if draft else None)
+        if replace:
+            images = ReplacedImages(images, max_corrupt, images.path)
+        return DecodedImages(images, size=size, mean=mean, std=std)
+
+    train, validation = decoded(tree.train, draft, not check), decoded(tree.validation, False, False)
+    return Images(
+        str(root.resolve()),
+        list(tree.names.values()),
+        size,
+        3,
+        mean,
+        std,
+        train,
+        validation,
+        digest.hexdigest(),
+        skipped=list(corrupt),
+    )
+
+
+def _whole(tree: Tree, on_corrupt: str, announce: Announce, track: Track) -> tuple[Tree, dict[str, str]]:
+    """The tree without the files that cannot be decoded, and these, each with the reason."""
+    splits = tree.train, tree.validation
+    corrupt = _corrupt(tree.root, [name for files in splits for names in files.values() for name in names], track)
+    if not corrupt:
+        return tree, {}
+    named = list(corrupt.values())
+    if on_corrupt == "error":
         more = f"; and {len(named) - 10} more" if len(named) > 10 else ""
         raise CorruptImage(
             f"data: {len(named)} corrupt image(s); remove them or pass on_corrupt='skip': {'; '.join(named[:10])}{more}"
         )
-    if corrupt:
-        announce("\n  ".join([f"data: left out {len(corrupt)} corrupt image(s):", *corrupt.values()]))
-        files = {name: [p for p in paths if p not in corrupt] for name, paths in files.items()}
-        validation_files = {name: [p for p in paths if p not in corrupt] for name, paths in validation_files.items()}
-    if not validation_folder:
-        files, validation_files = _hold_out(files)
-        announce(
-            f"data: {root} brings no validation images; a fixed random {HELD_OUT:.0%} of each class is held out "
-            f"({sum(map(len, validation_files.values()))} of "
-            f"{sum(map(len, files.values())) + sum(map(len, validation_files.values()))} images)"
-        )
-    for split, folder in ((files, train_folder), (validation_files, validation_folder or train_folder)):
-        _refuse_empty(split, folder)
-
-    classes = sorted(files)
-    mean, std = NORMALISATION[3]
-    digest = hashlib.sha256()
-
-    def decoded(split: dict[str, list[Path]]) -> DecodedImages:
-        paths = [path for name in classes for path in split[name]]
-        labels = [label for label, name in enumerate(classes) for _ in split[name]]
-        for path in paths:
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode(errors="surrogateescape"))
-        return DecodedImages(ImageFiles(paths, labels), size=size, mean=mean, std=std)
-
-    train, validation = decoded(files), decoded(validation_files)
-    skipped = [str(path.relative_to(root)) for path in corrupt]
-    return Images(
-        str(root.resolve()), classes, size, 3, mean, std, train, validation, digest.hexdigest(), skipped=skipped
-    )
+    announce("\n  ".join([f"data: left out {len(named)} corrupt image(s):", *named]))
+    train, validation = ({k: [n for n in names if n not in corrupt] for k, names in files.items()} for files in splits)
+    refuse_empty(train, tree.train_folder)
+    refuse_empty(validation, tree.validation_folder or tree.train_folder)
+    return replace(tree, train=train, validation=validation), corrupt
 
 
-def _split_folders(root: Path) -> tuple[Path, Path | None]:
-    """The folders that hold the class folders of training and of validation; None where there is no validation."""
-    validation = next((root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
-    if (root / "train").is_dir():
-        return root / "train", validation
-    if validation:
-        raise ValueError(f"data: expected a folder 'train' beside {validation}, found none")
-    nested = next((child for child in _subfolders(root) if (child / "train").is_dir()), None)
-    if nested:
-        raise ValueError(f"data: expected {root}/train or class folders; did you mean {nested}?")
-    return root, None
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Sorted image files of each class folder, also from folders within it."""
-    classes = {}
-    for subfolder in _subfolders(folder):
-        names = (Path(parent, name) for parent, _, names in os.walk(subfolder, followlinks=True) for name in names)
-        classes[subfolder.name] = sorted(
-            p for p in names if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
-        )
-    if not classes:
-        raise ValueError(f"data: expected class folders ({folder}/CLASS/*.jpg) in {folder}, found none")
-    _refuse_empty(classes, folder)
-    return classes
-
-
-def _refuse_empty(classes: dict[str, list[Path]], folder: Path) -> None:
-    empty = [name for name, paths in classes.items() if not paths]
-    if empty:
-        raise ValueError(
-            f"data: expected images ({', '.join(sorted(EXTENSIONS))}) in each class folder of {folder}, "
-            f"found none in {empty}"
-        )
-
-
-def _corrupt(paths: list[Path], track: Track) -> dict[Path, str]:
+def _corrupt(root: Path, names: list[str], track: Track) -> dict[str, str]:
     """The files that cannot be decoded, each with the reason."""
 
-    def defect(path: Path) -> str | None:
+    def defect(name: str) -> str | None:
         try:
-            read_image(path, channels=3)
+            read_image(root / name, channels=3)
         except CorruptImage as error:
             return str(error)
         return None
 
     # Pillow decodes without the interpreter lock, so threads do.
     with ThreadPoolExecutor(cpu_cores()) as pool:
-        defects = track(pool.map(defect, paths, chunksize=16), "checking images", len(paths))
-        return {path: reason for path, reason in zip(paths, defects, strict=True) if reason}
+        defects = track(pool.map(defect, names, chunksize=16), "checking images", len(names))
+        return {name: reason for name, reason in zip(names, defects, strict=True) if reason}
 
 
-def _hold_out(files: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """A split that depends on nothing but the names of the files; each class keeps at least one image on both sides."""
-    train, validation = {}, {}
-    for name, paths in files.items():
-        held = set(np.random.default_rng(0).permutation(len(paths))[: max(1, round(HELD_OUT * len(paths)))].tolist())
-        train[name] = [path for i, path in enumerate(paths) if i not in held]
-        validation[name] = [path for i, path in enumerate(paths) if i in held]
-    return train, validation
+def _shards(data: str, size: int, cache: str | None, max_cache_gb: float) -> Images:
+    source, manifest = open_shards(data, Path(cache) if cache else None, max_cache_gb)
+    mean, std = NORMALISATION[3]
+    train, validation = (
+        DecodedImages(ShardImages(source, split, manifest.chunks(split)), size=size, mean=mean, std=std)
+        for split in SPLITS
+    )
+    name = data if is_url(data) else str(Path(data).resolve())
+    fingerprint = hashlib.sha256(manifest.to_bytes()).hexdigest()
+    return Images(name, manifest.classes, size, 3, mean, std, train, validation, fingerprint, skipped=manifest.skipped)
 
 
 class ConvertedImages:
@@ -256,7 +229,14 @@ class ConvertedImages:
         return to_mode(image, self.channels), label
 
 
-def _named(data: str, scheme: str, name: str, size: int | None, data_root: str | None, download: bool) -> Images:
+def _named(
+    data: str,
+    scheme: str,
+    name: str,
+    size: int | None,
+    data_root: str | None,
+    download: bool,
+) -> Images:
     from timm.data import create_dataset
 
     def create(split: str) -> Any:

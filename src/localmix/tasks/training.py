@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
-import random
 import signal
-import time
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.utils.data import DataLoader
 
-from localmix.tasks.checkpoint import load_checkpoint, save_checkpoint
+from localmix.tasks.checkpoint import load_checkpoint
 from localmix.tasks.classification import Classification
 from localmix.tasks.data import Images
 from localmix.tasks.loading import loader
+from localmix.tasks.record import METRICS, OnEpoch, OnStep, Record
+from localmix.tasks.saving import CHECKPOINT, AtomicCheckpointIO, Saving
+from localmix.tasks.views import seed_generators
 
-CHECKPOINT, METRICS = "checkpoint.ckpt", "metrics.csv"
-COLUMNS = ("epoch", "step", "lr", "loss", "val_loss", "val_top1")
-
-
-OnStep = Callable[[int, int], Any]
-"""Is told the steps done and the steps of the whole run."""
-OnEpoch = Callable[[dict[str, float], float], Any]
-"""Is told the epoch, its mean loss, val_loss and val_top1, and the seconds of the run up to here."""
+CLIP = 5.0
+"""Largest norm of the gradient."""
 
 
 def train(
@@ -49,7 +43,7 @@ def train(
     on_step: OnStep = lambda done, total: None,
     on_epoch: OnEpoch = lambda row, seconds: None,
 ) -> dict[str, Any]:
-    """Train a net in `folder`, going on from its checkpoint if there is one.
+    """Train a net in this process in `folder`, going on from its checkpoint if there is one.
 
     Args:
         recipe: the model and the arguments of `Classification` that the images do not decide.
@@ -61,11 +55,30 @@ def train(
         Metrics of the last epoch, the losses of the first and the last tenth of the steps, and the time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / CHECKPOINT
-    resumed = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    record = Record(folder, on_step, on_epoch)
-    seed_random_states(seed)
-    task = Classification(
+    path = folder / CHECKPOINT
+    resumed = load_checkpoint(path) if path.exists() else None
+    trainer = new_trainer(
+        folder,
+        accelerator=device,
+        devices=1,
+        max_epochs=epochs,
+        # One process, also where Slurm's variables are set.
+        plugins=[LightningEnvironment()],
+    )
+    task = new_task(recipe, images, seed)
+    training, validation = loaders(images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers)
+    record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
+    if resumed:
+        record.go_on(resumed)
+    trainer.callbacks += [record, Saving(record)]  # ty: ignore[missing-attribute] -- set in its constructor
+    fit(trainer, task, training, validation, path if resumed else None, contexts=[record])
+    return {**summary(folder / METRICS), "seconds": record.seconds}
+
+
+def new_task(recipe: dict[str, Any], images: Images, seed: int) -> Classification:
+    """The net and its recipe for these images, initialised by `seed`."""
+    seed_generators(seed)
+    return Classification(
         **recipe,
         classes=images.classes,
         img_size=images.size,
@@ -73,24 +86,15 @@ def train(
         mean=images.mean,
         std=images.std,
     )
-    workers = 0 if images.in_memory else workers
-    training = loader(
-        images.train, batch_size, seed=seed, augment=augment, workers=workers, pin_memory=device == "cuda"
-    )
-    validation = loader(images.validation, batch_size, seed=None, workers=workers, pin_memory=device == "cuda")
-    if resumed:
-        # Lightning sets the epoch only after the workers have begun to fetch.
-        training.sampler.set_epoch(resumed["callbacks"][record.state_key]["epoch"])  # ty: ignore[missing-attribute]
-    with _quiet(), _deterministic(device), _interruptible():
-        trainer = lightning.Trainer(
-            accelerator=device,
-            devices=1,
-            max_epochs=epochs,
-            callbacks=[record],
-            # One process, also where Slurm's variables are set.
-            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
-            gradient_clip_val=5.0,
-            logger=False,
+
+
+def new_trainer(folder: Path, *, plugins: Sequence[Any] = (), **options: Any) -> lightning.Trainer:
+    """Lightning's trainer, silent and without what this package has of its own."""
+    options = {"gradient_clip_val": CLIP, "logger": False, **options}
+    with _quiet():
+        return lightning.Trainer(
+            **options,
+            plugins=[AtomicCheckpointIO(), *plugins],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -98,9 +102,48 @@ def train(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        with record:
-            trainer.fit(task, training, validation, ckpt_path=checkpoint if resumed else None, weights_only=True)
-    return {**summary(folder / METRICS), "seconds": record.seconds}
+
+
+def loaders(
+    images: Images, batch_size: int, *, trainer: lightning.Trainer, seed: int, augment: bool, workers: int
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of the training and the validation images for this process of the trainer."""
+    options: dict[str, Any] = {
+        "workers": 0 if images.in_memory else workers,
+        "pin_memory": trainer.strategy.root_device.type == "cuda",
+        "process": trainer.global_rank,
+        "num_processes": trainer.world_size,
+    }
+    training = loader(
+        images.train,
+        batch_size,
+        seed=seed,
+        augment=augment,
+        accumulate=trainer.accumulate_grad_batches,
+        **options,
+    )
+    return training, loader(images.validation, batch_size, seed=None, **options)
+
+
+def batches(training: DataLoader) -> Any:
+    """The `EpochBatches` of a loader."""
+    return training.sampler
+
+
+def fit(
+    trainer: lightning.Trainer,
+    task: Classification,
+    training: DataLoader,
+    validation: DataLoader,
+    checkpoint: Path | None,
+    *,
+    contexts: Sequence[AbstractContextManager] = (),
+) -> None:
+    """Train, deterministically on a CPU; `contexts` are left however that ends."""
+    with ExitStack() as stack:
+        for context in (_quiet(), _deterministic(trainer.strategy.root_device.type), _interruptible(), *contexts):
+            stack.enter_context(context)
+        trainer.fit(task, training, validation, ckpt_path=checkpoint, weights_only=True)
 
 
 def summary(metrics: Path) -> dict[str, Any]:
@@ -118,156 +161,6 @@ def summary(metrics: Path) -> dict[str, Any]:
     }
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lets Lightning write checkpoints wholly or not at all, and read them without running code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-class Record(lightning.Callback):
-    """Writes metrics.csv, and at the end of each epoch a checkpoint with the states of all random generators.
-
-    The rows of an epoch are on the disk before its checkpoint is; rows later than the checkpoint from which a run goes
-    on are dropped. So the file of an interrupted run equals that of an uninterrupted one.
-    """
-
-    def __init__(self, folder: Path, on_step: OnStep, on_epoch: OnEpoch) -> None:
-        self.folder, self.on_step, self.on_epoch = folder, on_step, on_epoch
-        self.epoch, self.num_rows, self.seconds = 0, 0, 0.0
-        self.losses: list[float] = []
-        self.random_states: dict[str, Any] | None = None
-        self.pending: list[dict[str, Any]] = []
-
-    def __enter__(self) -> None:
-        self.file: IO[str] | None = None
-
-    def __exit__(self, *_: object) -> None:
-        # Not in a hook: Lightning calls none that always comes.
-        if self.file:
-            self.file.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "num_rows": self.num_rows,
-            "seconds": self.seconds,
-            "random_states": random_states(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.num_rows, self.seconds = (state_dict[k] for k in ("epoch", "num_rows", "seconds"))
-        self.random_states = state_dict["random_states"]
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.file = _open_rows(self.folder / METRICS, self.num_rows)
-        self.num_steps = int(trainer.estimated_stepping_batches)
-        self.started = time.perf_counter() - self.seconds
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.random_states:
-            # Only now: what is built between loading and the first step draws numbers, too.
-            set_random_states(self.random_states)
-            self.random_states = None
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self.lr, "loss": outputs["loss"]}
-        self.pending.append(row)
-        if len(self.pending) >= 50:
-            self._write(self.pending[:-1])
-        self.on_step(trainer.global_step, self.num_steps)
-        if trainer.received_sigterm:
-            raise SystemExit(128 + signal.SIGTERM)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not self.pending:
-            # Lightning ends the epoch of the checkpoint once more when it goes on from it.
-            return
-        last = self.pending[-1]
-        last |= {name: trainer.callback_metrics[name] for name in ("val_loss", "val_top1")}
-        self._write([*self.pending])
-        assert self.file
-        os.fsync(self.file.fileno())
-        self.epoch, self.seconds = trainer.current_epoch + 1, time.perf_counter() - self.started
-        trainer.save_checkpoint(self.folder / CHECKPOINT)
-        self.on_epoch(
-            {
-                "epoch": trainer.current_epoch,
-                "loss": sum(self.losses) / len(self.losses),
-                **{name: trainer.callback_metrics[name].item() for name in ("val_loss", "val_top1")},
-            },
-            self.seconds,
-        )
-        self.losses.clear()
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        # Values are fetched from the device here and not in each step.
-        plain = [{k: v.item() if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
-        self.losses += [row["loss"] for row in plain]
-        assert self.file
-        csv.DictWriter(self.file, COLUMNS, lineterminator="\n").writerows(plain)
-        self.file.flush()
-        self.num_rows += len(rows)
-        del self.pending[: len(rows)]
-
-
-def _open_rows(path: Path, num_rows: int) -> IO[str]:
-    """Open a CSV file to append to, cut after `num_rows` rows; none: begun anew with the header."""
-    if not num_rows:
-        file = path.open("w", newline="")
-        file.write(",".join(COLUMNS) + "\n")
-        return file
-    lines = path.read_bytes().splitlines(keepends=True)[: num_rows + 1] if path.exists() else []
-    if len(lines) <= num_rows:
-        raise ValueError(f"{path}: expected at least {num_rows} rows as the checkpoint says, got {len(lines) - 1}")
-    file = path.open("r+", newline="")
-    file.truncate(sum(map(len, lines)))
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def seed_random_states(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all global generators, as tensors and plain values."""
-    state: Any = np.random.get_state()
-    name, keys, *rest = state
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-
-
 @contextmanager
 def _quiet() -> Generator[None]:
     """Lightning's advice is for people who write loops; users of a finished command have no use for it."""
@@ -278,6 +171,8 @@ def _quiet() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            # Of a convolution of one input channel, whose strides have two equal names.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -37,11 +37,10 @@ class ReplacedImages:
             raise IndexError(index)
         for step in range(len(self)):
             place = (index + step) % len(self)
-            if not self.known[place]:
-                try:
-                    return self.images[place]
-                except CorruptImage as error:
-                    self._note(place, str(error))
+            try:
+                return self.images[place]
+            except CorruptImage as error:
+                self._note(place, str(error))
         raise CorruptImage(f"data: none of the {len(self)} images can be decoded")
 
     @property
@@ -50,6 +49,8 @@ class ReplacedImages:
         return [self.name(index) for index in self.known.nonzero().flatten().tolist()]
 
     def _note(self, index: int, reason: str) -> None:
+        if self.known[index]:
+            return
         self.known[index] = True
         corrupt = self.corrupt
         if len(corrupt) > self.limit:

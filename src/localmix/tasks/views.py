@@ -128,21 +128,24 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.I
 
 @contextmanager
 def drawn_from(random: np.random.Generator) -> Generator[None]:
-    """Seeds the global generators, which transforms draw from, by `random`; afterwards they are as they were.
+    """The global generators, which transforms draw from, draw from `random`; afterwards they are as they were.
 
     In a worker of a loader they are not put back: nothing else draws there, and to keep them takes a good part of the
     time to decode a small image.
     """
     alone = get_worker_info() is not None
     states = None if alone else (python_random.getstate(), np.random.get_state(), torch.get_rng_state())
+    legacy: Any = np.random
+    numpy_generator = legacy.get_bit_generator()
     try:
         seed = int(random.integers(2**63))
         python_random.seed(seed)
-        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
         # Not torch.manual_seed, which notes down for each GPU where it was called: that takes half of the time above.
         torch.default_generator.manual_seed(seed)
+        legacy.set_bit_generator(random.bit_generator)
         yield
     finally:
+        legacy.set_bit_generator(numpy_generator)
         if states:
             python_random.setstate(states[0])
             np.random.set_state(states[1])

@@ -94,7 +94,7 @@ def damage(path, checkpoint, how):
     [
         ("missing", "no such file"),
         ("truncated", "is truncated"),
-        ("foreign", "was not written by `localmix compare`"),
+        ("foreign", "was not written by localmix"),
         ("unknown net", "does not fit a net of localmix: .* got 'dwnet_zepto'"),
         ("other net", "does not fit a net of localmix: .*state_dict"),
         ("no classes", "does not fit a net of localmix: .*'classes'"),

@@ -20,13 +20,13 @@ from localmix.tasks.data import Images, load_images
 from localmix.tasks.distribution import placement
 from localmix.tasks.guard import Guard, NonFinite
 from localmix.tasks.loading import DecodedImages
-from localmix.tasks.parallel import cpu_cores
 from localmix.tasks.record import METRICS, Record
 from localmix.tasks.saving import Saving, newest_checkpoint
 from localmix.tasks.stopping import STOPPED, Stopped, Stopping
 from localmix.tasks.training import batches, fit, loaders, new_task, new_trainer, summary
 from localmix.tasks.views import ImageNetViews
 from localmix.tasks.weights import load_weights
+from localmix.tasks.workers import default_workers
 
 CONFIG, RUN = "config.yaml", "run.json"
 
@@ -90,7 +90,8 @@ def run(settings: Namespace, text: str, display: Display) -> dict[str, Any]:
             task.ema.set(task.net)
     workers = settings.data.workers
     if workers is None:
-        workers = min(16, max(1, cpu_cores() // (trainer.world_size // trainer.num_nodes)))
+        processes = trainer.world_size // trainer.num_nodes
+        workers = default_workers(in_memory=images.in_memory, device=device, processes=processes)
     training, validation = loaders(
         images,
         settings.data.batch_size,
@@ -165,6 +166,10 @@ def _images(data: Namespace, say: Callable[[str], None]) -> Images:
         img_size=data.img_size,
         data_root=data.folder,
         download=data.download,
+        check=False,
+        max_corrupt=data.max_corrupt,
+        draft=data.draft,
+        max_cache_gb=data.max_cache_gb,
         announce=say,
     )
     if data.views == "imagenet":

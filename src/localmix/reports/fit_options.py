@@ -24,12 +24,15 @@ class DataOptions:
     """Images and how they are shown.
 
     Args:
-        root: an image folder, or the name of a data set as `localmix compare --data` takes it.
-        folder: where a named data set lies.
+        root: an image folder, shards, or the name of a data set, as `localmix compare --data` takes it.
+        folder: where a named data set lies, or where shards at an address are kept.
         download: fetch a named data set that is not there.
         img_size: side of the images the net sees [pixels]; 28 for the embedded set, else 64.
         batch_size: images of a batch in each process.
-        workers: processes that load images, for each training process; by default its share of the cores, at most 16.
+        workers: processes that load images, for each training process; by default its share of the cores for a GPU.
+        max_corrupt: how many training images may turn out to be corrupt; each is named and replaced by the next one.
+        draft: decode large JPEGs for training at a fraction of their size: faster, not quite the same pixels.
+        max_cache_gb: how much of shards at an address is kept [10^9 bytes].
         augment: whether training images are varied at random.
         views: square: crops of 35% or more and flips; imagenet: the paper's, to which the rest belongs.
         crop_pct: share of the shorter side that validation shows.
@@ -46,6 +49,9 @@ class DataOptions:
     img_size: int | None = None
     batch_size: int = 128
     workers: int | None = None
+    max_corrupt: int = 10
+    draft: bool = False
+    max_cache_gb: float = 100.0
     augment: bool = True
     views: Literal["square", "imagenet"] = "square"
     crop_pct: float = 0.875
@@ -114,7 +120,8 @@ class LogOptions:
 
 
 FREE = re.compile(
-    r"(base|output|resume|weights|max_non_finite|save\..*|log\..*|data\.(root|folder|download|workers|batch_size)"
+    r"(base|output|resume|weights|max_non_finite|save\..*|log\..*"
+    r"|data\.(root|folder|download|workers|max_corrupt|max_cache_gb|batch_size)"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|accumulate_grad_batches|benchmark|deterministic)"
     r"|model\.(grad_checkpointing|compile|channels_last))"
 )
@@ -207,7 +214,7 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
     known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|option ')([\w.]+)", message)
+    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.]+)", message)
     nearest = [near for name in unknown if name not in known for near in get_close_matches(name, known, n=1)]
     return f"{message}; did you mean {nearest[0]}?" if nearest else message
 

@@ -76,7 +76,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         found = sorted(map(str, checkpoint))[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(
-            f"checkpoint: {path} was not written by `localmix compare`: "
+            f"checkpoint: {path} was not written by localmix: "
             f"expected the keys 'state_dict' and 'hyper_parameters', got {found}"
         )
     return checkpoint

@@ -110,21 +110,26 @@ class Classification(lightning.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def _nets(self) -> list[nn.Module]:
+        return [self.net, self.ema.module] if self.ema else [self.net]
+
     def configure_model(self) -> None:
         """Prepares the net for training on the devices that the trainer has; called by Lightning."""
         if self.configured:
             return
         self.configured = True
         if self.hparams["sync_batch_norm"] and self.trainer.world_size > 1:
-            self.net = synchronise(self.net)
+            self.net = synchronise(self.net, self.trainer.strategy.root_device.type)
         if self.hparams["grad_checkpointing"]:
             self.net.set_grad_checkpointing()  # ty: ignore[not-callable] -- every net of timm has it
-        nets = [self.net, self.ema.module] if self.ema else [self.net]
-        for net in nets:
+        for net in self._nets():
             if self.hparams["channels_last"]:
                 net.to(memory_format=torch.channels_last)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
                 _shard(net, self.trainer.strategy.device_mesh["data_parallel"])
+        if self.ema and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # sharded parameters and whole buffers do not go through one call
+            self.ema.foreach = False
         if self.hparams["compile"]:
             # in place: the keys of the state stay
             self.net.compile()
@@ -162,7 +167,7 @@ class Classification(lightning.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1 and not self.hparams["sync_batch_norm"]:
             # each process has statistics of its own; those of the first are the ones that are saved
-            for net in [self.net, self.ema.module] if self.ema else [self.net]:
+            for net in self._nets():
                 for buffer in net.buffers():
                     distributed.broadcast(buffer, 0)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import distributed
 from torch.distributed import is_torchelastic_launched
 
 
@@ -31,6 +34,8 @@ def placement(
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator: expected a GPU that PyTorch sees, found none")
     started_devices, started_nodes, environment = _started()
+    if is_torchelastic_launched():
+        _meet("nccl" if accelerator == "cuda" else "gloo")
     if devices == "auto":
         devices = started_devices or (torch.cuda.device_count() if accelerator == "cuda" else 1)
     if num_nodes == "auto":
@@ -58,11 +63,27 @@ def placement(
 def _started() -> tuple[int | None, int | None, Any]:
     """Processes on each node and nodes that a launcher has started, and Lightning's name for it."""
     if is_torchelastic_launched():
-        from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-
         return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"]), TorchElasticEnvironment()
     if SLURMEnvironment.detect():
         tasks = os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_NTASKS")
         # requeueing is the job of the sbatch file, which the exit status tells to
         return int(tasks or 1), int(os.environ.get("SLURM_NNODES", 1)), SLURMEnvironment(auto_requeue=False)
     return None, None, LightningEnvironment()
+
+
+def _meet(backend: str) -> None:
+    """Connect the processes that torchrun has started, before Lightning does.
+
+    Those that torchrun starts again after one of them has died meet in the store of its agent, in which the addresses
+    of the dead ones still stand. So each attempt has a place of its own there.
+    """
+    if distributed.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    rank, num_processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    agent = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = distributed.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", agent)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=num_processes, timeout=timedelta(minutes=30)
+    )
+    if backend == "nccl":
+        atexit.register(distributed.destroy_process_group)

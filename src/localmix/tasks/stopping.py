@@ -48,17 +48,18 @@ class Stopping(lightning.Callback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.handlers.clear()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         # Only now: Lightning has set handlers of its own, which communicate within the handler.
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.hear) for number in SIGNALS}
+        for number in self.handlers:
+            signal.signal(number, self.hear)
         # Lightning asks the first process in each step and waits for the answer, which leaves a GPU idle.
         vars(trainer.fit_loop.epoch_loop)["_broadcast_sigterm_tensor"] = lambda: None
 

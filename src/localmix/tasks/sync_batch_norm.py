@@ -9,21 +9,24 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
-def synchronise(net: nn.Module) -> nn.Module:
-    """The net with its batch norms replaced; the keys of its state stay."""
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+def synchronise(net: nn.Module, device: str) -> nn.Module:
+    """The net with its batch norms synchronised, those of PyTorch on a GPU; the keys of its state stay."""
+    if device != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in net.modules():
-        if type(module) is nn.SyncBatchNorm:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.__class__ = SyncBatchNorm
     return net
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's, which is for GPUs alone, also on a CPU. [N, C, ...] -> same."""
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """`nn.SyncBatchNorm`, which is for GPUs alone, for a CPU. [N, C, ...] -> same."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any."""
 
     def forward(self, input: Tensor) -> Tensor:
-        together = self.training and distributed.is_initialized() and distributed.get_world_size() > 1
-        if not together or input.device.type != "cpu":
+        if not self.training or not distributed.is_initialized():
             return super().forward(input)
         y, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:

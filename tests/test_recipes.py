@@ -1,0 +1,67 @@
+"""Every recipe can be run as its header says, and those of ImageNet have the numbers of the paper's official code."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from localmix.models import NAMES
+from localmix.reports.fit_options import parse
+
+ROOT = Path(__file__).parents[1]
+RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.name != "recipe.yaml"]
+PAPER = [path for path in RECIPES if path.parent.name == "imagenet" and not path.stem.startswith("finetune")]
+SKELETONS = ("dwnet", "dynamic_dwnet", "i_dynamic_dwnet", "localswin")
+DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5}
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_every_row_has_a_recipe():
+    expected = {f"{stem}_{size}" for stem in SKELETONS for size in DROP_PATH} | {"localmlp_tiny", "localnat_tiny"}
+    assert {path.stem for path in PAPER} == expected
+    for folder in ("imagenette", "cifar10"):
+        nets = {path.stem for path in RECIPES if path.parent.name == folder}
+        assert nets == {name for name in NAMES if name.endswith("_nano")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_header_and_settings(path):
+    header = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    for entry in ("Source: ", "Command: ", "Hardware: ", "Top-1: "):
+        assert sum(line.startswith(entry) for line in header) == 1, entry
+    commands = [line.removeprefix("Command:").strip() for line in header if "localmix fit" in line]
+    words = next(command for command in commands if name(path) in command).split()
+    settings, _ = parse([str(ROOT / word) if word == name(path) else word for word in words[2:]])
+    assert settings.model.name in NAMES
+    if not path.stem.startswith("finetune"):
+        assert settings.model.name == path.stem
+    assert settings.data.views == "imagenet"
+    assert (settings.data.img_size >= 224) == (path.parent.name == "imagenet")
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name)
+def test_numbers_of_the_paper(path):
+    settings, _ = parse(["--config", str(path)])
+    model, data, trainer = settings.model, settings.data, settings.trainer
+    assert model.drop_path_rate == DROP_PATH[path.stem.rsplit("_", 1)[1]]
+    assert (trainer.max_epochs, model.warmup_epochs, trainer.gradient_clip_val) == (300, 20, 5.0)
+    assert (model.weight_decay, model.label_smoothing, model.mixup, model.cutmix) == (0.05, 0.1, 0.8, 1.0)
+    assert (model.layer_decay, model.ema_decay) == (None, None)
+    images = 8 * data.batch_size * trainer.accumulate_grad_batches
+    assert images == 1024
+    assert (model.lr * images / model.lr_batch_size, model.min_lr * images / model.lr_batch_size) == (1e-3, 1e-5)
+    assert (data.auto_augment, data.color_jitter, data.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.4, 0.25)
+    assert (data.img_size, data.interpolation, round(data.img_size / data.crop_pct)) == (224, "bicubic", 256)
+    assert trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/cluster/*")), ids=name)
+def test_scripts_of_clusters(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert "localmix fit" in path.read_text()
+    for recipe in re.findall(r"recipes/imagenet/\S+\.yaml", path.read_text()):
+        assert (ROOT / recipe).exists()

@@ -46,7 +46,8 @@ class ReplacedImages:
     @property
     def corrupt(self) -> list[str]:
         """Names of the images that were found corrupt so far."""
-        return [self.name(index) for index in self.known.nonzero().flatten().tolist()]
+        # Of a copy: PyTorch counts, then lists, and another process may write in between.
+        return [self.name(index) for index in self.known.clone().nonzero().flatten().tolist()]
 
     def _note(self, index: int, reason: str) -> None:
         if self.known[index]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from localmix import cli
 from localmix.tasks import shard_writing
 from localmix.tasks.data import load_images
 from localmix.tasks.loading import EpochBatches, loader
@@ -130,6 +131,17 @@ def test_damaged_image_is_named(shards):
     images[6]
     with pytest.raises(ValueError, match=r"chunk-000001\.bin is damaged \(image 3: wrong checksum\)"):
         images[7]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_damage_that_a_worker_meets_is_named(shards):
+    path = shards / "validation/chunk-000001.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    batches = iter(loader(load_images(str(shards)).validation, 7, seed=None, workers=1))
+    with pytest.raises(ValueError, match="Traceback") as error:
+        next(batches)
+    batches._shutdown_workers()
+    assert cli._message(error.value).startswith(f"data: {path} is damaged (")
 
 
 def test_missing_chunk_is_named(shards):

@@ -95,7 +95,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 _DATA_HELP = """fashion_mnist (embedded, the default); a folder DIR/train/CLASS/*, DIR/val/CLASS/*; a folder of class
-folders; or a data set as timm names it, such as torchvision/cifar10"""
+folders; ImageNet as Kaggle packs it; shards; or a data set as timm names it, such as torchvision/cifar10"""
 
 
 def _compare(args: argparse.Namespace) -> int:

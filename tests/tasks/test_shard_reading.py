@@ -201,6 +201,18 @@ def test_shards_at_an_address_are_fetched_when_they_are_needed(remote, shards):
     assert images.fingerprint == local.fingerprint
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_share_what_was_fetched(remote, shards):
+    images, cache = remote
+    (cache / f".{images.train.images.chunks[0].sha256}.bin.partial").write_bytes(b"left by a process that was killed")
+    (cache / f".{images.train.images.chunks[0].sha256}.bin.partial.lock").touch()
+    local = list(loader(load_images(str(shards), img_size=16).train, 4, seed=0))
+    fetched = list(loader(images.train, 4, seed=0, workers=2))
+    assert all(torch.equal(a, b) for x, y in zip(local, fetched, strict=True) for a, b in zip(x, y, strict=True))
+    assert len(list(cache.glob("*.bin"))) == 5
+    assert not list(cache.glob(".*partial*"))
+
+
 def test_damaged_chunk_at_an_address_is_refused(remote, shards):
     images, cache = remote
     path = shards / "train/chunk-000000.bin"

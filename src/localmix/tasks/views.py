@@ -90,7 +90,7 @@ class ImageNetViews:
             std=tuple(std),
             normalize=False,
         )
-        _mend_posterize(self.augment)
+        mend_posterize(self.augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
         self.centre: Any = transforms_factory.transforms_imagenet_eval(
             size,
@@ -109,7 +109,7 @@ class ImageNetViews:
         return self.centre(image)
 
 
-def _mend_posterize(augment: Any) -> None:
+def mend_posterize(augment: Any) -> None:
     """timm's policies may ask to keep no bit of a channel, as they always did; Pillow refuses that since version 13."""
     from timm.data.auto_augment import posterize
 

@@ -61,5 +61,5 @@ def test_wrong_arguments_are_refused(folder, options, message):
 
 
 def test_what_timm_does_not_read_is_refused():
-    with pytest.raises(ValueError, match="data: expected a folder of images"):
+    with pytest.raises(ValueError, match="data: expected a folder of image files"):
         bench_loader.bench_loader("fashion_mnist")

@@ -20,6 +20,7 @@ from localmix.reports.timing import take_turns, times_as_fast
 from localmix.tasks.data import Images, load_images
 from localmix.tasks.folders import read_tree
 from localmix.tasks.loading import DecodedImages, EpochBatches, loader
+from localmix.tasks.shard_reading import is_shards
 from localmix.tasks.views import ImageNetViews, drawn_from, mend_posterize
 
 PAPER: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}
@@ -57,9 +58,9 @@ def bench_loader(
     """
     for name, value in {"batch": batch, "images": images, "workers": workers, "rounds": rounds}.items():
         positive(name, value)
+    if not Path(data).is_dir() or is_shards(data):
+        raise ValueError(f"data: expected a folder of image files, which timm's loader reads too, got {data!r}")
     ours = load_images(data, img_size=img_size, check=False, announce=lambda text: None)
-    if not isinstance(ours.train, DecodedImages) or not Path(data).is_dir():
-        raise ValueError(f"data: expected a folder of images, which timm's loader reads too, got {data!r}")
     num_images = min(images, len(ours.train)) // batch * batch
     if not num_images:
         raise ValueError(
@@ -77,8 +78,9 @@ def bench_loader(
         color_jitter=options["color_jitter"],
         random_erasing=erasing,
     )
-    chosen_images: Any = Subset(ours.train.images, chosen)  # ty: ignore[invalid-argument-type] -- it has an index and a length
-    dataset = DecodedImages(chosen_images, size=img_size, mean=ours.mean, std=ours.std, views=views)
+    train: Any = ours.train
+    subset: Any = Subset(train.images, chosen)
+    dataset = DecodedImages(subset, size=img_size, mean=ours.mean, std=ours.std, views=views)
     _refuse_other_pixels(dataset, theirs)
     loaders = {"localmix": loader(dataset, batch, seed=0, workers=workers), "timm": theirs}
     times = take_turns({name: _pass(batches) for name, batches in loaders.items()}, rounds=rounds, seconds=0)
@@ -139,8 +141,8 @@ def _timm_loader(
     return batches
 
 
-def _refuse_other_pixels(ours: DecodedImages, theirs: DataLoader) -> None:
-    transform = theirs.dataset.dataset.transform  # ty: ignore[missing-attribute] -- a subset
+def _refuse_other_pixels(ours: DecodedImages, theirs: Any) -> None:
+    transform = theirs.dataset.dataset.transform
     for index in range(min(8, len(ours))):
         image, _ = ours.images[index]
         pixels, _ = ours[0, 0, [index]]

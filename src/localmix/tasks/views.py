@@ -78,6 +78,7 @@ class ImageNetViews:
     ) -> None:
         from timm.data import transforms_factory
         from timm.data.random_erasing import RandomErasing
+        from timm.data.transforms import MaybePILToTensor
 
         self.mean, self.std = mean, std
         self.augment: Any = transforms_factory.transforms_imagenet_train(
@@ -98,6 +99,10 @@ class ImageNetViews:
             interpolation="bicubic" if interpolation == "random" else interpolation,
             normalize=False,
         )
+        for transform in (self.augment, self.centre):
+            if isinstance(transform.transforms[-1], MaybePILToTensor):
+                # the same in half of the time
+                transform.transforms[-1] = to_tensor
 
     def train(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         with drawn_from(random):

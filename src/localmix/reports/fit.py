@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from torch import distributed
 
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.fit_options import FREE, flat, parse
@@ -17,7 +19,7 @@ from localmix.reports.results import write_json
 from localmix.reports.watch import Watch
 from localmix.tasks.checkpoint import load_checkpoint, write_atomically
 from localmix.tasks.data import Images, load_images
-from localmix.tasks.distribution import placement
+from localmix.tasks.distribution import is_helper, placement
 from localmix.tasks.guard import Guard, NonFinite
 from localmix.tasks.loading import DecodedImages
 from localmix.tasks.record import METRICS, Record
@@ -38,11 +40,12 @@ def main(arguments: Sequence[str]) -> int:
         try:
             run(settings, text, display)
         except Stopped:
-            display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
-            return STOPPED
+            if not distributed.is_initialized() or distributed.get_rank() == 0:
+                display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
+            return 0 if is_helper() else STOPPED
         except NonFinite as error:
             print(f"localmix: error: {error}", file=sys.stderr)
-            return 1
+            return 0 if is_helper() else 1
     return 0
 
 
@@ -203,6 +206,8 @@ def _loggers(log: Namespace, folder: Path, resumed: tuple[Path, dict[str, Any]] 
         step = {"purge_step": resumed[1]["global_step"] + 1} if resumed else {}
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **step))
     if log.wandb:
+        if find_spec("wandb") is None:
+            raise ValueError("log.wandb: wandb is not installed: pip install wandb")
         loggers.append(
             WandbLogger(project=log.wandb, save_dir=folder, name=folder.name, id=folder.name, resume="allow")
         )

@@ -251,3 +251,32 @@ def test_ways_to_compute_the_same(fit, whole, few_images, tmp_path):
     keys = load_checkpoint(tmp_path / "checkpoint.ckpt")["state_dict"].keys()
     assert keys == load_checkpoint(whole / "checkpoint.ckpt")["state_dict"].keys()
     assert losses(tmp_path)[0] == pytest.approx(losses(whole)[0], rel=0.1)
+
+
+def test_a_checkpoint_may_be_named_and_settings_changed_on_the_way(fit, whole, tmp_path):
+    longer = {**RICH, "trainer.max_epochs": 4, "model.lr": 1e-3, "model.mixup": 0.0}
+    assert fit(tmp_path, resume=whole / "checkpoints/step-00000005.ckpt", **longer) == 0
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows] == list(range(6, 13))
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["run"]["settings"]["model.lr"] == 1e-3
+
+
+def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"log.tensorboard": "true", "trainer.max_epochs": 2, "save.every": 4}
+    killed = []
+
+    def kill(task, batch, index):
+        if task.global_step == 7 and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+
+    in_front_of(kill)
+    assert fit(tmp_path, **settings) == 130
+    assert fit(tmp_path, **settings) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path))
+    assert len(events.Scalars("val_top1")) == 2

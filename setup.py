@@ -12,7 +12,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("src/localmix/kernels/csrc")
-KERNELS = ("local_weight.cpp", "projected_weight.cpp")
+KERNELS = (
+    "shared_weight.cpp",
+    "local_weight.cpp",
+    "projected_weight.cpp",
+    "pairwise_window.cpp",
+    "pairwise_neighborhood.cpp",
+)
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 INSTRUCTION_SETS = {
     # name: (bytes of a vector, flags of the compiler)

@@ -81,7 +81,9 @@ def test_wrong_usage(capsys, arguments):
     assert capsys.readouterr().err.startswith("usage: localmix")
 
 
-@pytest.mark.parametrize("command", ["compare", "predict", "explain", "convert", "bench"])
+@pytest.mark.parametrize(
+    "command", ["compare", "predict", "validate", "test", "curves", "publish", "explain", "convert", "bench"]
+)
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

@@ -151,10 +151,15 @@ def make(operator, geometry, dtype, layout=torch.Tensor.contiguous):
 
 
 def check(operator, tensors, options, gradient, *, impl):
-    """`check_operator`; PyTorch's fused attention adds the keys of a query one after the other on some processors."""
-    size = options.get("window_size", options.get("kernel_size"))
-    in_order = impl == "aten" and operator.endswith("attention")
-    summands = size[0] * size[1] if in_order else 0
+    """`check_operator`; some of PyTorch's own operators add up one after the other on some processors.
+
+    So do fused attention with the keys of a query, and convolution with the positions for the gradient of a weight.
+    """
+    size, summands = options.get("window_size", options.get("kernel_size")), 0
+    if impl == "aten" and operator.endswith("attention"):
+        summands = size[0] * size[1]
+    if impl == "aten" and operator in ("depthwise_convolution", "homogeneous_convolution"):
+        summands = gradient[..., 0].numel()
     check_operator(operator, tensors, options, gradient, impl=impl, summands=summands)
 
 
@@ -209,7 +214,7 @@ def test_takes_any_strides(impl, operator, case, layout):
 )
 def test_weights_made_in_many_strips(monkeypatch, impl, kernel, dilation, dtype):
     """A map so tall that the implementations make its weights for some rows at a time."""
-    monkeypatch.setattr(native, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(native.local_weight, "_STRIP_BYTES", 1)
     geometry = ((67, 6), 4, 4, kernel, dilation)
     operator = "projected_inhomogeneous_convolution"
     check(operator, *make(operator, geometry, dtype), impl=impl)

@@ -13,6 +13,7 @@ from localmix.axes import MIXERS
 from localmix.cli import main
 from localmix.reports import compare as module
 from localmix.reports.compare import compare
+from localmix.reports.evaluate import evaluate
 from localmix.tasks.checkpoint import load_checkpoint
 
 SMALL = {"img_size": 16, "batch_size": 8, "processes": 1}
@@ -71,6 +72,14 @@ def test_each_run_has_its_folder(compared):
             assert (folder / "metrics.csv").read_text().count("\n") == 1 + 2 * 3
             facts = load_checkpoint(folder / "checkpoint.ckpt")["hyper_parameters"]
             assert facts["model"] == row["model"]
+
+
+def test_checkpoints_are_evaluated_as_they_were_validated(compared):
+    output, results = compared
+    for run in results["rows"][0]["runs"] + results["rows"][1]["runs"]:
+        evaluated = evaluate(output / run["folder"], batch_size=3, workers=0, device="cpu")
+        assert evaluated["top1"] == pytest.approx(run["top1"], abs=1e-6)
+        assert evaluated["loss"] == pytest.approx(run["val_loss"], abs=1e-5)
 
 
 def test_table(compared):

@@ -17,7 +17,7 @@ def test_says_what_was_built_and_what_each_operator_takes(capsys):
 
 
 def test_says_why_a_preferred_implementation_was_passed_over(monkeypatch):
-    monkeypatch.setattr(native, "MISSING", "the kernels were not compiled: no compiler")
+    monkeypatch.setattr(native.library, "MISSING", "the kernels were not compiled: no compiler")
     monkeypatch.setattr(triton, "MISSING", "Triton is not installed")
     text = info()
     assert "GPU kernels: none (Triton is not installed)" in text

@@ -95,14 +95,15 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
 
 
 def _time(run: Callable[[], Any], repeats: int) -> float:
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     for _ in range(repeats):
         run()
-    _synchronise()
+    synchronise()
     return (time.perf_counter() - start) / repeats
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for what the GPU has been given to do, if it has been used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

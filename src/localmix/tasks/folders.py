@@ -105,13 +105,9 @@ def read_tree(root: Path) -> Tree:
         raise ValueError(f"data: expected at least 2 class folders in {train_folder}, got {sorted(train)}")
     validation: Files = {}
     if validation_folder:
-        solution = next((folder / SOLUTION for folder in beside if (folder / SOLUTION).is_file()), None)
-        if solution and not _subfolders(validation_folder):
-            validation = _solved(root, validation_folder, solution)
-        else:
-            validation = _class_files(root, validation_folder)
+        validation = _labelled(root, validation_folder, beside)
         _refuse_difference(train.keys(), f"class folders in {train_folder}", validation.keys(), str(validation_folder))
-    index = next((folder / name for folder in beside for name in CLASS_INDICES if (folder / name).is_file()), None)
+    index = _class_index(beside)
     if index:
         names = read_class_index(index, train.keys())
         _refuse_difference(names.keys(), f"class folders in {index}", train.keys(), str(train_folder))
@@ -119,6 +115,41 @@ def read_tree(root: Path) -> Tree:
         names = {name: name for name in sorted(train)}
     notices = _imagenet_notices(root, train, validation, own_layout=layout.resolve().name == "CLS-LOC")
     return Tree(root, train_folder, validation_folder, train, validation, names, notices)
+
+
+def read_split(root: Path, folder: Path) -> tuple[Files, dict[str, str]]:
+    """List the image files of one split in `folder`, `root` or a folder in it, where the rest is not needed.
+
+    It may lack some of the classes that a file with the classes lists.
+
+    Returns:
+        The files, and a name for people by class folder, in the order of the labels.
+
+    Raises:
+        ValueError: as `read_tree`.
+    """
+    beside = _beside(root, root)
+    files = _labelled(root, folder, beside)
+    index = _class_index(beside)
+    if not index:
+        return files, {name: name for name in sorted(files)}
+    names = read_class_index(index, files.keys())
+    unknown = files.keys() - names.keys()
+    if unknown:
+        raise ValueError(f"data: expected class folders that {index} lists in {folder}, got {some(unknown)} too")
+    return files, {name: title for name, title in names.items() if name in files}
+
+
+def _labelled(root: Path, folder: Path, beside: list[Path]) -> Files:
+    """Image files of a split whose labels its folders or Kaggle's file give."""
+    solution = next((place / SOLUTION for place in beside if (place / SOLUTION).is_file()), None)
+    if solution and not _subfolders(folder):
+        return _solved(root, folder, solution)
+    return _class_files(root, folder)
+
+
+def _class_index(beside: list[Path]) -> Path | None:
+    return next((place / name for place in beside for name in CLASS_INDICES if (place / name).is_file()), None)
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None]:

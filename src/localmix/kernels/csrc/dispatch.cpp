@@ -1,7 +1,11 @@
 // What Python calls: picks the instruction set once, and spreads the rows of all images over PyTorch's own threads.
 
 #include "local_weight.h"
+#include "pairwise_weight.h"
+#include "shared_weight.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -12,7 +16,10 @@
   LOCALMIX_DECLARE(localmix_backward_x_##isa)      \
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
   LOCALMIX_DECLARE(localmix_pack_##isa)            \
-  LOCALMIX_DECLARE(localmix_projected_forward_##isa)
+  LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
+  extern "C" const PairwiseKernels localmix_window_##isa;  \
+  extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
+  extern "C" const SharedWeightKernels localmix_shared_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
@@ -24,69 +31,120 @@ LOCALMIX_DECLARE_ALL(avx512)
 
 namespace {
 
+struct Kernels {
+  LocalWeightKernels local_weight;
+  const PairwiseKernels *window, *neighborhood;
+  const SharedWeightKernels* shared;
+};
+
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
-    #isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,         \
-        localmix_pack_##isa, localmix_projected_forward_##isa                                               \
+    {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
+     localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
+        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa                                                \
   }
 
-LocalWeightKernels choose() {
+// The sets that this processor has, the best one first.
+struct Choice {
+  Kernels kernels;
+  bool (*runs_here)();
+};
+
+const Choice choices[] = {
+#ifdef LOCALMIX_X86
+    {LOCALMIX_SET(avx512, 16),
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {LOCALMIX_SET(avx2, 8),
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+    {LOCALMIX_SET(generic, 4), [] { return true; }},
+};
+
+// The best one, or the one of that name; null if this processor has it not.
+const Kernels* choose(const char* name) {
 #ifdef LOCALMIX_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return LOCALMIX_SET(avx512, 16);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return LOCALMIX_SET(avx2, 8);
 #endif
-  return LOCALMIX_SET(generic, 4);
+  for (const Choice& choice : choices)
+    if (choice.runs_here() && (!name || !std::strcmp(name, choice.kernels.local_weight.name))) return &choice.kernels;
+  return nullptr;
 }
 
-const LocalWeightKernels chosen = choose();
+const Kernels* chosen = choose(nullptr);
 
-// The two functions of the OpenMP runtime that PyTorch has loaded: with them no second thread pool comes to life.
+// Functions of the OpenMP runtime that PyTorch has loaded: with them no second thread pool comes to life.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using ThreadNumber = int (*)();
+using Number = int (*)();
 Parallel parallel = nullptr;
-ThreadNumber thread_number = nullptr;
+Number thread_number = nullptr, number_of_threads = nullptr;
 
+// Floats that begin with a line of the cache, zero; null if there is no memory.
+struct FreeFloats {
+  void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+using Scratch = std::unique_ptr<float[], FreeFloats>;
+
+Scratch scratch(int64_t floats) {
+  auto* p = static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow));
+  if (p) std::memset(p, 0, floats * sizeof(float));
+  return Scratch(p);
+}
+
+// Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
+template <typename F>
 struct Job {
-  LocalWeightKernel kernel;
-  const LocalWeightProblem* problem;
-  const void *a, *b;
-  void* out;
-  int64_t begin, lines, threads;
+  F& run;  // (begin, end, thread)
+  int64_t units, threads;
   int failed;
 };
 
+template <typename F>
 void work(void* data) {
-  Job& job = *static_cast<Job*>(data);
-  const int64_t t = job.threads > 1 ? thread_number() : 0;
-  const int64_t begin = job.begin + job.lines * t / job.threads, end = job.begin + job.lines * (t + 1) / job.threads;
-  if (begin < end && job.kernel(job.problem, job.a, job.b, job.out, begin, end))
-    __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
+  auto& job = *static_cast<Job<F>*>(data);
+  // inside another parallel region the runtime gives fewer threads than it was asked for
+  const int64_t t = job.threads > 1 ? thread_number() : 0, threads = job.threads > 1 ? number_of_threads() : 1;
+  const int64_t begin = job.units * t / threads, end = job.units * (t + 1) / threads;
+  if (begin < end && job.run(begin, end, t)) __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
 }
 
-int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const void* a, const void* b, void* out,
-           int64_t begin, int64_t end, int64_t threads) {
-  Job job{kernel, problem, a, b, out, begin, end - begin, threads, 0};
-  if (job.threads > job.lines) job.threads = job.lines;
-  if (!parallel || job.threads <= 1) {
-    job.threads = 1;
-    work(&job);
+template <typename F>
+int spread(int64_t units, int64_t threads, F run) {
+  Job<F> job{run, units, parallel ? std::max<int64_t>(std::min(threads, units), 1) : 1, 0};
+  if (job.threads == 1) {
+    work<F>(&job);
   } else {
-    parallel(work, &job, unsigned(job.threads), 0);
+    parallel(work<F>, &job, unsigned(job.threads), 0);
   }
   return job.failed;
 }
 
+int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const void* a, const void* b, void* out,
+           int64_t first, int64_t last, int64_t threads) {
+  return spread(last - first, threads, [=](int64_t begin, int64_t end, int64_t) {
+    return kernel(problem, a, b, out, first + begin, first + end);
+  });
+}
+
 }  // namespace
 
-LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen.name; }
+LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen->local_weight.name; }
 
-LOCALMIX_PUBLIC void localmix_use_threads(Parallel run, ThreadNumber number) {
+// For tests: 0 if the set of that name runs here from now on, 1 if this processor has none such.
+LOCALMIX_PUBLIC int localmix_use_instruction_set(const char* name) {
+  const Kernels* named = choose(name);
+  if (named) chosen = named;
+  return !named;
+}
+
+LOCALMIX_PUBLIC void localmix_use_threads(Parallel run, Number number, Number of) {
   parallel = run;
   thread_number = number;
+  number_of_threads = of;
 }
 
 // Lines [begin, end) of the batch * height rows of all images; 0 if it is done, 1 if memory ran out.
@@ -99,7 +157,8 @@ LOCALMIX_PUBLIC int localmix_local_weight(
     int64_t begin,
     int64_t end,
     int64_t threads) {
-  const LocalWeightKernel kernels[] = {chosen.forward, chosen.backward_x, chosen.backward_weight};
+  const LocalWeightKernels& set = chosen->local_weight;
+  const LocalWeightKernel kernels[] = {set.forward, set.backward_x, set.backward_weight};
   return spread(kernels[kernel], problem, a, b, out, begin, end, threads);
 }
 
@@ -113,9 +172,83 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
     void* y,
     int64_t threads) {
   const int64_t taps = problem->kernel_height * problem->kernel_width;
-  const int64_t lanes = (problem->groups + chosen.lanes - 1) / chosen.lanes * chosen.lanes;
-  const std::unique_ptr<float[]> packed(new (std::nothrow) float[taps * (problem->rank + 1) * lanes]);
-  if (!packed || spread(chosen.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
+  const LocalWeightKernels& set = chosen->local_weight;
+  const int64_t lanes = (problem->groups + set.lanes - 1) / set.lanes * set.lanes;
+  const Scratch packed = scratch(taps * (problem->rank + 1) * lanes);
+  if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
   const HiddenWeights weights{hidden, packed.get()};
-  return spread(chosen.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+  return spread(set.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+}
+
+// Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_pairwise_weight(
+    int64_t is_neighborhood, int64_t is_backward, int64_t units, const PairwiseProblem* problem, int64_t threads) {
+  const PairwiseKernels& set = *(is_neighborhood ? chosen->neighborhood : chosen->window);
+  const PairwiseKernel kernel = is_backward ? set.backward : set.forward;
+  const bool summed = is_backward && problem->of_bias;
+  const int64_t size = set.size(problem);
+  threads = std::max<int64_t>(std::min(threads, units), 1);
+  Scratch packed, sums;
+  if (problem->bias) {
+    packed = scratch(size);
+    if (!packed) return 1;
+    set.pack(problem, packed.get());
+  }
+  if (summed) {
+    sums = scratch(size * threads);
+    if (!sums) return 1;
+  }
+  const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    const PairwiseBias bias{packed.get(), summed ? sums.get() + thread * size : nullptr};
+    return kernel(problem, &bias, begin, end);
+  });
+  // in the order of the threads, so that as many threads give the same sum
+  for (int64_t t = 0; summed && t < threads; ++t) set.unpack(problem, sums.get() + t * size);
+  return failed;
+}
+
+// y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_shared_weight(
+    SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads) {
+  const int64_t blocks = (problem->channels + 15) / 16, taps = problem->kernel_height * problem->kernel_width;
+  const int64_t packs = problem->weights * blocks, units = problem->batch * blocks;
+  // enough units for every thread, of lines enough to be worth the rows that are read around them
+  problem->strips = std::max<int64_t>(1, std::min((4 * threads - 1) / units, problem->height / 16));
+  const Scratch packed = scratch(packs * taps * 16);
+  const SharedWeightKernels& set = *chosen->shared;
+  const int failed = !packed || spread(packs, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.pack(problem, weight, nullptr, nullptr, packed.get(), begin, end);
+  });
+  return failed || spread(units * problem->strips, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.forward(problem, x, packed.get(), bias, y, begin, end);
+  });
+}
+
+// Gradients of weight [B or 1, C, K] and bias [C], as float. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_shared_weight_backward(
+    SharedWeightProblem* problem, const void* x, const void* gradient, float* of_weight, float* of_bias,
+    int64_t threads) {
+  const int64_t channels = problem->channels, blocks = (channels + 15) / 16, weights = problem->weights;
+  const int64_t taps = problem->kernel_height * problem->kernel_width, each = (taps + 1) * 16;
+  const bool own = weights > 1 || problem->batch == 1;
+  const int64_t shares = own ? problem->batch : std::min(problem->batch, (4 * threads + blocks - 1) / blocks);
+  problem->strips = shares;
+  const Scratch sums = scratch(shares * blocks * each);
+  if (!sums) return 1;
+  const int failed = spread(shares * blocks, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return chosen->shared->backward_weight(problem, x, gradient, nullptr, sums.get(), begin, end);
+  });
+  // in the order of the shares, so that as many threads give the same sum
+  spread(channels, threads, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t c = begin; c < end; ++c) {
+      const float* from = sums.get() + c / 16 * each + c % 16;
+      for (int64_t share = 0; share < shares; ++share, from += blocks * each) {
+        float* target = of_weight + ((weights > 1 ? share : 0) * channels + c) * taps;
+        for (int64_t k = 0; k < taps; ++k) target[k] = (own || !share ? 0 : target[k]) + from[k * 16];
+        of_bias[c] = (share ? of_bias[c] : 0) + from[taps * 16];
+      }
+    }
+    return 0;
+  });
+  return failed;
 }

@@ -43,8 +43,8 @@ void put_weights(const Shape& s, const float* weight, int64_t count, T* target) 
 }
 
 // Scratch for the weights of a run of positions, none if they can be used where they lie.
-std::vector<float> scratch_of_weights(const Shape& s) {
-  return std::vector<float>(s.direct ? 0 : run_length(s) * s.taps * s.lanes, 0.0f);
+Floats scratch_of_weights(const Shape& s) {
+  return Floats(s.direct ? 0 : run_length(s) * s.taps * s.lanes, 0.0f);
 }
 
 template <typename T>
@@ -54,7 +54,7 @@ void forward(const LocalWeightProblem& p, const void* x_, const void* weight_, v
   T* y = static_cast<T*>(y_);
   const int64_t run = run_length(s);
   SlidingRows<T> rows(s, x);
-  std::vector<float> scratch = scratch_of_weights(s), sums(run * s.position);
+  Floats scratch = scratch_of_weights(s), sums(run * s.position);
   for (int64_t line = begin; line < end; ++line) {
     rows.move_to(line);
     for (int64_t i = 0; i < p.width; i += run) {
@@ -74,7 +74,7 @@ void backward_x(
   T* of_x = static_cast<T*>(of_x_);
   const int64_t channels = p.groups * p.dim, image = p.height * p.width * channels, run = run_length(s);
   Ring ring(s);
-  std::vector<float> scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
+  Floats scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
   std::vector<float*> inputs(s.taps);
   for (int64_t line = begin; line < end;) {
     // the rows [first, last) of one image are ours; output rows further off reach into them
@@ -108,7 +108,7 @@ void backward_weight(
   T* of_weight = static_cast<T*>(of_weight_);
   const int64_t run = run_length(s);
   SlidingRows<T> rows(s, x);
-  std::vector<float> scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
+  Floats scratch = scratch_of_weights(s), g(run * s.position, 0.0f);
   for (int64_t line = begin; line < end; ++line) {
     rows.move_to(line);
     for (int64_t i = 0; i < p.width; i += run) {

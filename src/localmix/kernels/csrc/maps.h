@@ -2,6 +2,7 @@
 #pragma once
 
 #include "local_weight.h"
+#include "floats.h"
 #include "numbers.h"
 
 #include <algorithm>
@@ -75,7 +76,9 @@ template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
   with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
     for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += position)
-      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) { target[in_scratch] = to_float(source[on_map]); });
+      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
+        target[in_scratch] = to_float(source[on_map]);
+      });
   });
 }
 
@@ -127,7 +130,7 @@ class Ring {
 
   const Shape& shape_;
   int64_t stride_;
-  std::vector<float> data_;
+  Floats data_;
 };
 
 // The rows that an output row reaches, while output rows are taken one after the other.
@@ -168,6 +171,8 @@ inline void for_blocks(const Shape& s, F f) {
     for (; dim - d >= dims; d += dims) {
       int64_t v = 0;
       for (; v + vectors * kLanes <= s.lanes; v += vectors * kLanes) f(vectors, dims, v * dim + d * kLanes, v);
+      constexpr std::integral_constant<int, vectors < 3 ? 1 : 2> half;
+      for (; v + half * kLanes <= s.lanes; v += half * kLanes) f(half, dims, v * dim + d * kLanes, v);
       for (; v < s.lanes; v += kLanes) f(std::integral_constant<int, 1>(), dims, v * dim + d * kLanes, v);
     }
   };

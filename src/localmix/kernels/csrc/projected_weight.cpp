@@ -9,11 +9,9 @@
 
 #include "kernels.h"
 #include "maps.h"
+#include "product.h"
 
 namespace {
-
-// A block of the product, kRows positions by two vectors of groups, fills the registers: 16 of them, or 32 in AVX-512.
-constexpr int kRows = LOCALMIX_VECTOR_BYTES == 64 ? 12 : 6;
 
 constexpr int64_t kScratchFloats = 1 << 16;
 
@@ -34,36 +32,19 @@ void pack(const LocalWeightProblem& p, const void* projection_, const void* bias
   }
 }
 
-// weights [kRows][stride] = features [kRows][rank] @ factor [rank][lanes] + factor's last row, `Vectors` of its lanes.
-template <int Vectors>
-inline void multiply(
-    const float* features, int64_t rank, const float* factor, int64_t lanes, float* weights, int64_t stride) {
-  Vector sums[kRows][Vectors];
-  for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < Vectors; ++v) sums[m][v] = load(factor + rank * lanes + v * kLanes);
-  for (int64_t r = 0; r < rank; ++r) {
-    Vector row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load(factor + r * lanes + v * kLanes);
-    for (int m = 0; m < kRows; ++m)
-      for (int v = 0; v < Vectors; ++v) sums[m][v] += features[m * rank + r] * row[v];
-  }
-  for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < Vectors; ++v) store(weights + m * stride + v * kLanes, sums[m][v]);
-}
-
-// weights [positions][K][lanes]; positions are a multiple of kRows.
+// weights [positions][K][lanes] = features [positions][R] @ projection + bias, tap by tap.
 inline void make_weights(
     const Shape& s, const float* features, const float* packed, int64_t positions, float* weights) {
   const int64_t rank = s.problem.rank, stride = s.taps * s.lanes;
-  for (int64_t k = 0; k < s.taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes) {
-    int64_t v = 0;
-    for (; v + 2 * kLanes <= s.lanes; v += 2 * kLanes)
-      for (int64_t m = 0; m < positions; m += kRows)
-        multiply<2>(features + m * rank, rank, packed + v, s.lanes, weights + m * stride + v, stride);
-    for (; v < s.lanes; v += kLanes)
-      for (int64_t m = 0; m < positions; m += kRows)
-        multiply<1>(features + m * rank, rank, packed + v, s.lanes, weights + m * stride + v, stride);
-  }
+  for (int64_t k = 0; k < s.taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
+    for_products(positions, s.lanes, [&](auto rows, auto vectors, int64_t i, int64_t j) {
+      Vector sums[rows][vectors];
+      for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < vectors; ++v) sums[r][v] = load(packed + rank * s.lanes + j + v * kLanes);
+      multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, s.lanes, sums);
+      for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < vectors; ++v) store(weights + (i + r) * stride + j + v * kLanes, sums[r][v]);
+    });
 }
 
 template <typename T>
@@ -77,11 +58,11 @@ void projected_forward(
   const int64_t fitting = std::max<int64_t>(kScratchFloats / each / kRows, 1) * kRows;
   const int64_t chunk = std::min(fitting, round_up((end - begin) * p.width, kRows));
   SlidingRows<T> rows(s, x);
-  std::vector<float> features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
+  Floats features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
   for (int64_t first = begin * p.width; first < last; first += chunk) {
     const int64_t beyond = std::min(first + chunk, last);
     for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
-    make_weights(s, features.data(), given->packed, round_up(beyond - first, kRows), weights.data());
+    make_weights(s, features.data(), given->packed, beyond - first, weights.data());
     for (int64_t position = first; position < beyond;) {
       // as many of them as lie on one line
       const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from localmix.kernels.gathered_attention import Neighborhoods, Windows, differentiable_gradients
 from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
 from localmix.kernels.triton import pairwise_window_kernels as in_windows
 from localmix.kernels.triton import tuning
@@ -60,11 +61,8 @@ def _scale(query: Tensor, scale: float | None) -> float:
     return query.shape[4] ** -0.5 if scale is None else float(scale)
 
 
-class _Windows(NamedTuple):
+class _Windows(Windows):
     """Positions see the window that holds them."""
-
-    size: Pair
-    shift: Pair
 
     def arguments(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the kernels: empty slots before the map, size and dilation."""
@@ -89,23 +87,9 @@ class _Windows(NamedTuple):
         """From the sum over all tiles, by query and key: that is the bias."""
         return of_pairs
 
-    def taps(self, axis: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """[length, taps] of one axis: where each tap lies, on the map or not, and the index of its bias."""
-        size, shift = self.size[axis], self.shift[axis]
-        position, tap = torch.arange(length, device=device)[:, None], torch.arange(size, device=device)
-        slot = (position - shift) % size
-        return position - slot + tap, slot * size + tap
 
-    def bias_by_axis(self, bias: Tensor) -> Tensor:
-        """[heads, index of a row tap, index of a column tap]."""
-        return bias.unflatten(2, self.size).unflatten(1, self.size).transpose(2, 3).flatten(3).flatten(1, 2)
-
-
-class _Neighborhoods(NamedTuple):
+class _Neighborhoods(Neighborhoods):
     """Positions see the kernel around them, which stops at the border."""
-
-    size: Pair
-    dilation: Pair
 
     def _residues(self, shape: Sequence[int]) -> Pair:
         """Classes of positions a dilation apart; of a dilation that is larger than the map as many as positions."""
@@ -157,20 +141,6 @@ class _Neighborhoods(NamedTuple):
         (top, left) = (size - 1 - r for size, r in zip(self.size, reach, strict=True))
         return F.pad(diagonals.sum((1, 2)), (left, left, top, top))
 
-    def taps(self, axis: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """[length, taps] of one axis: where each tap lies, on the map or not, and the index of its bias."""
-        size, dilation = self.size[axis], self.dilation[axis]
-        position = torch.arange(length, device=device)[:, None]
-        step, residue = position // dilation, position % dilation
-        last = (length - residue + dilation - 1) // dilation - size
-        start = torch.minimum((step - size // 2).clamp(min=0), last.clamp(min=0))
-        tap = start + torch.arange(size, device=device)
-        return tap * dilation + residue, (tap - step + size - 1).clamp(max=2 * size - 2)
-
-    def bias_by_axis(self, bias: Tensor) -> Tensor:
-        """[heads, index of a row tap, index of a column tap]."""
-        return bias
-
 
 _Geometry = _Windows | _Neighborhoods
 
@@ -217,7 +187,7 @@ def _register(name: str, make: Callable[..., _Geometry]) -> None:
     def gradients(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
-            results = _differentiable_gradients(gradient, saved[:4], ctx.scale, geometry(ctx.size, ctx.step), needed)
+            results = differentiable_gradients(gradient, saved[:4], ctx.scale, geometry(ctx.size, ctx.step), needed)
         else:
             results = backward(gradient, *saved, ctx.scale, ctx.size, ctx.step, needed)
         return *(g if n else None for g, n in zip(results, needed, strict=True)), None, None, None
@@ -454,35 +424,6 @@ def _choose(
     *sizes, heads, dim = query.shape
     problem = ((*sizes, heads * dim), (heads, isinstance(geometry, _Windows), *flags), *geometry)
     return tuning.choose(kernel.__name__, problem, candidates, run, query)
-
-
-def _differentiable_gradients(
-    gradient: Tensor, tensors: Sequence[Tensor | None], scale: float, geometry: _Geometry, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients by operators that have second derivatives, the weights in memory after all."""
-    # views, since one tensor may be the query, the key and the value, or one be made of another
-    query, key, value, bias = (None if t is None else t.view_as(t) for t in tensors)
-    y = _gathered(query, key, value, bias, scale, geometry)
-    wanted = [t for t, n in zip((query, key, value, bias), needed, strict=True) if n and t is not None]
-    gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return [next(gradients) if n else None for n in needed]
-
-
-def _gathered(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, geometry: _Geometry
-) -> Tensor:
-    """The attention with a copy of key and value for each tap."""
-    height, width = query.shape[1:3]
-    row, row_bias = geometry.taps(0, height, query.device)
-    column, column_bias = geometry.taps(1, width, query.device)
-    known = ((row >= 0) & (row < height))[:, None, :, None] & ((column >= 0) & (column < width))[None, :, None, :]
-    row, column = row.clamp(0, height - 1)[:, None, :, None], column.clamp(0, width - 1)[None, :, None, :]
-    logits = torch.einsum("bhwnd,bhwijnd->bnhwij", query, key[:, row, column]) * scale
-    if bias is not None:
-        by_axis = geometry.bias_by_axis(bias)
-        logits = logits + by_axis[:, row_bias[:, None, :, None], column_bias[None, :, None, :]]
-    weight = logits.masked_fill(~known, -torch.inf).flatten(4).softmax(-1).view_as(logits)
-    return torch.einsum("bnhwij,bhwijnd->bhwnd", weight, value[:, row, column])
 
 
 _register("window_attention", _Windows)

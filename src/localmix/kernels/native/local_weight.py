@@ -1,50 +1,19 @@
-"""CPU kernels in C++ for weights of its own at every position; see csrc/.
-
-They are compiled when the package is installed, if a compiler is there. Everything else is best left to PyTorch on the
-CPU, so only the operators with a weight per position are here.
-"""
+"""Weights of its own at every position: given, or made of features by a projection, used and forgotten."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
+
 Pair = tuple[int, int]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_FILE = next(Path(__file__).parent.glob("_native.*"), None)
-
-MISSING = None if _FILE else "the kernels were not compiled: there was no C++ compiler when localmix was installed"
-"""Why there are no compiled kernels; None if there are."""
-
 _FORWARD, _BACKWARD_X, _BACKWARD_WEIGHT = range(3)
-
-
-def refusal(x: Tensor, named: bool) -> str | None:
-    """Why the kernels cannot serve a call on x, named or not; None if they can."""
-    if x.device.type != "cpu":
-        return f"it runs on the CPU and x is on {x.device}"
-    if x.dtype not in _TYPES:
-        return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
-    if torch.compiler.is_exporting():
-        return "an exported graph holds PyTorch's own operators"
-    return MISSING
-
-
-def description() -> str:
-    """What was built, in words."""
-    if MISSING:
-        return f"CPU kernels: none ({MISSING})"
-    name = _library().localmix_instruction_set().decode()
-    threads = "the threads of PyTorch" if _openmp() else "one thread: PyTorch's OpenMP runtime was not found"
-    return f"CPU kernels: {name}, on {threads}"
 
 
 def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
@@ -163,9 +132,9 @@ def _projected_forward(
     bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     problem = _problem(x, num_groups, kernel_size, dilation, rank=hidden.shape[3])
-    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (x, hidden, projection, bias, y)]
-    if _library().localmix_projected_local_weight(ctypes.byref(problem), *pointers, _num_threads()):
-        raise MemoryError(_NO_MEMORY)
+    pointers = [pointer(t) for t in (x, hidden, projection, bias, y)]
+    if library().localmix_projected_local_weight(ctypes.byref(problem), *pointers, num_threads()):
+        raise MemoryError(NO_MEMORY)
     return y
 
 
@@ -329,8 +298,8 @@ def _run(
     before = weight_line * width * num_groups * kernel_size[0] * kernel_size[1] * x.element_size()
     offsets = (0, 0, before) if kernel == _BACKWARD_WEIGHT else (0, before, 0)
     pointers = [ctypes.c_void_p(t.data_ptr() - offset) for t, offset in zip((a, b, out), offsets, strict=True)]
-    if _library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, _num_threads()):
-        raise MemoryError(_NO_MEMORY)
+    if library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, num_threads()):
+        raise MemoryError(NO_MEMORY)
 
 
 def _problem(
@@ -344,45 +313,4 @@ def _problem(
 ) -> _Problem:
     *sizes, channels = x.shape
     strides = (1, num_groups) if groups_inside else (kernel_size[0] * kernel_size[1], 1)
-    return _Problem(
-        *sizes, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, rank, _TYPES[x.dtype]
-    )
-
-
-_NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
-
-
-def _num_threads() -> int:
-    # the threads of an OpenMP runtime do not survive a fork
-    return torch.get_num_threads() if os.getpid() == _PROCESS and _openmp() else 1
-
-
-_PROCESS = os.getpid()
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_FILE))
-    library.localmix_instruction_set.restype = ctypes.c_char_p
-    library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
-    library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
-    openmp = _openmp()
-    if openmp:
-        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num)
-        library.localmix_use_threads(*(ctypes.cast(f, ctypes.c_void_p) for f in functions))
-    return library
-
-
-@functools.cache
-def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP runtime that PyTorch has loaded into this process: a second one would fight it for the cores."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or not torch.backends.openmp.is_available():
-        return None
-    loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/" in line}
-    for path in sorted(loaded):
-        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
-            library = ctypes.CDLL(path)
-            if hasattr(library, "GOMP_parallel"):
-                return library
-    return None
+    return _Problem(*sizes, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, rank, TYPES[x.dtype])

@@ -11,6 +11,8 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
+from localmix.cli import bench, evaluation
+from localmix.cli.images import DATA_HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", "classify images with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
+        ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
+        ("test", "evaluate a network on test images", evaluation.add_arguments, evaluation.test),
+        ("curves", "draw how the loss and the accuracy of runs go", _add_curves, _curves),
+        ("publish", "make a checkpoint a folder that others load, with a model card", _add_publish, _publish),
         ("shard", "pack images into shards that stream to many machines", _add_shard, _shard),
-        ("bench", "time operators and networks beside other ways to compute them", _add_bench, _bench),
+        ("bench", "time operators and networks beside other ways to compute them", bench.add_arguments, bench.run),
     ):
         command = commands.add_parser(
             name, help=summary, description=f"{summary.capitalize()}.", add_help=run is not _fit
@@ -72,7 +78,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", default="fashion_mnist", metavar="DATA", help=_DATA_HELP)
+    add("--data", default="fashion_mnist", metavar="DATA", help=f"{DATA_HELP} (%(default)s)")
     add("--data-root", metavar="DIR", help="where a named data set lies")
     add("--download", action="store_true", help="fetch a named data set that is not there")
     add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
@@ -94,10 +100,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="to write or go on in (%(default)s)")
 
 
-_DATA_HELP = """fashion_mnist (embedded, the default); a folder DIR/train/CLASS/*, DIR/val/CLASS/*; a folder of class
-folders; ImageNet as Kaggle packs it; shards; or a data set as timm names it, such as torchvision/cifar10"""
-
-
 def _compare(args: argparse.Namespace) -> int:
     if args.processes != 1:
         from localmix.tasks.parallel import prepare
@@ -110,7 +112,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="written by `localmix compare`")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
 
@@ -118,7 +120,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.predict import predict
 
-    return predict(args.checkpoint, args.images, top=args.top)
+    return predict(args.model, args.images, top=args.top)
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -175,113 +177,35 @@ def _shard(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--info", action="store_true", help="say what was built and which implementations run here")
-    parser.set_defaults(bench=None)
-    parts = parser.add_subparsers(metavar="PART")
-    for name, summary, add_arguments, run in (
-        ("ops", "time the operators at the sizes of the tiny networks", _add_bench_ops, _bench_ops),
-        ("models", "time networks, for inference and in training", _add_bench_models, _bench_models),
-        ("loader", "load images beside timm's loader", _add_bench_loader, _bench_loader),
-        ("docs", "write a page about results", _add_bench_docs, _bench_docs),
-    ):
-        part = parts.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        add_arguments(part)
-        part.set_defaults(bench=run)
-
-
-def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
+def _add_curves(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--ops", nargs="+", metavar="OPERATOR", help="such as window_attention or window_attention_shifted (all)")
-    shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--stages", nargs="+", type=int, metavar="N", help="of the tiny networks at 224 px (1 2 3 4)")
-    shapes.add_argument("--shape", nargs=3, type=int, metavar=("H", "W", "C"), help="one map instead of the stages")
-    add("--batch", type=int, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
-    _add_bench_common(parser, ("forward", "backward"))
-    add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
-    add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
-    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
-    add("--seconds", type=float, default=0.01, metavar="S", help="least duration of a turn (%(default)s)")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folders with metrics.csv; they may be under way")
+    add("--output", type=Path, default=Path("curves.png"), metavar="FILE.png", help="(%(default)s)")
+    add("--smooth", type=int, metavar="N", help="steps that a point of a thick line is the mean of (a 50th of the run)")
 
 
-def _add_bench_models(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--nets", nargs="+", metavar="MODEL", help="networks by their timm names (tiny ones, and timm's Swin)")
-    add("--batch", type=int, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
-    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
-    _add_bench_common(parser, ("inference", "training"))
-    add("--modes", nargs="+", metavar="MODE", help="eager, compiled (both, but eager to train on a CPU)")
-    add("--rounds", type=int, default=5, metavar="N", help="timed turns of each (%(default)s)")
-    add("--seconds", type=float, default=0.05, metavar="S", help="least duration of a turn (%(default)s)")
+def _curves(args: argparse.Namespace) -> int:
+    from localmix.reports.curves import curves
 
-
-def _add_bench_loader(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("data", metavar="DIR", help="folder of images")
-    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the views (%(default)s)")
-    add("--batch", type=int, default=64, metavar="N", help="images of a batch (%(default)s)")
-    add("--images", type=int, default=512, metavar="N", help="images of a turn (%(default)s)")
-    add("--workers", type=int, default=1, metavar="N", help="processes of each loader (%(default)s)")
-    add("--plain", action="store_true", help="only crops and flips, instead of the augmentation of the paper")
-    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
-    add("--output", type=Path, metavar="DIR", help="to write results.json into")
-
-
-def _add_bench_common(parser: argparse.ArgumentParser, directions: tuple[str, str]) -> None:
-    add = parser.add_argument
-    add("--dtype", default="float32", metavar="DTYPE", help="float32, bfloat16 or float16 (%(default)s)")
-    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
-    add("--direction", nargs="+", default=directions, metavar="WAY", help=f"{' and '.join(directions)} (both)")
-    add("--threads", type=int, metavar="N", help="of the CPU (as many as PyTorch takes)")
-    add("--output", type=Path, metavar="DIR", help="to write results.json, table.md and figure.png into")
-
-
-def _add_bench_docs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "results", type=Path, nargs="+", metavar="FOLDER", help="what --output was, or a folder of such"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.md")
-
-
-def _bench(args: argparse.Namespace) -> int:
-    if args.info:
-        from localmix.reports.info import info
-
-        print(info())
-        return 0
-    if args.bench is None:
-        raise ValueError("bench: expected ops, models, loader, docs or --info, got nothing")
-    return args.bench(**{k: v for k, v in vars(args).items() if k not in ("run", "bench", "info", "traceback")})
-
-
-def _bench_ops(**options: Any) -> int:
-    from localmix.reports.bench import bench_operators
-
-    return _refused(bench_operators(**options))
-
-
-def _bench_models(**options: Any) -> int:
-    from localmix.reports.bench_models import bench_models
-
-    return _refused(bench_models(**options))
-
-
-def _bench_loader(**options: Any) -> int:
-    from localmix.reports.bench_loader import bench_loader, table
-
-    print(table(bench_loader(**options)))
+    print(curves(args.runs, args.output, smooth=args.smooth))
     return 0
 
 
-def _refused(results: dict[str, Any]) -> int:
-    """1 if a row was not timed because its numbers were wrong."""
-    return int(any(row["refused"] for row in results["rows"]))
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint in one")
+    add("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
+    add("--weights", choices=("ema", "raw"), help="the moving average or the weights themselves (ema if there is one)")
+    add("--results", type=Path, nargs="+", default=(), metavar="FILE", help="results.json of `validate` or `test`")
+    add("--license", default="mit", metavar="NAME", help="of the weights, as the Hub calls it (%(default)s)")
+    add("--overwrite", action="store_true", help="replace DIR if it was published before")
 
 
-def _bench_docs(results: Sequence[Path], output: Path) -> int:
-    from localmix.reports.speed import write_page
+def _publish(args: argparse.Namespace) -> int:
+    from localmix.reports.publish import publish
 
-    print(write_page(results, output))
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback", "source")}
+    print(publish(args.source, **options))
     return 0
 
 

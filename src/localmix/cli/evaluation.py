@@ -1,0 +1,75 @@
+"""The arguments of `localmix validate` and `localmix test`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from localmix.cli.images import DATA_HELP
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of both commands."""
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint, the folder of a run, a published folder, or a name that timm knows",
+    )
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--weights", choices=("ema", "raw"), help="of a checkpoint (ema if there is one)")
+    origin.add_argument("--pretrained", action="store_true", help="of a name: the weights that timm has for it")
+    origin.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
+    add(
+        "--data", metavar="DATA", help=f"what the run was trained on (the default), or {DATA_HELP}; for `test` DIR/test"
+    )
+    add("--data-root", metavar="DIR", help="where a named data set lies")
+    add("--download", action="store_true", help="fetch a named data set that is not there")
+    add(
+        "--on-corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at files that are no images, or skip them",
+    )
+    add("--img-size", type=int, metavar="PIXELS", help="side of what the network sees (as it was trained)")
+    add(
+        "--crop-pct", type=float, metavar="SHARE", help="img-size over the shorter side that is resized (the network's)"
+    )
+    add("--interpolation", metavar="NAME", help="bicubic, bilinear, lanczos or nearest (the network's)")
+    add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
+    add("--among", choices=("net", "data"), default="net", help="whose classes compete (%(default)s)")
+    add("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (one on a CPU, for a GPU the cores but one)",
+    )
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
+    add(
+        "--throughput",
+        type=int,
+        nargs="?",
+        const=64,
+        metavar="BATCH",
+        help="measure images per second: 50 passes to warm up, 30 timed, of 64 images or so many",
+    )
+    add("--output", type=Path, metavar="DIR", help="for results.json, per_class.csv, confusion.csv and confusion.png")
+
+
+def validate(args: argparse.Namespace) -> int:
+    """`localmix validate`."""
+    return _evaluate(args, "validation")
+
+
+def test(args: argparse.Namespace) -> int:
+    """`localmix test`."""
+    return _evaluate(args, "test")
+
+
+def _evaluate(args: argparse.Namespace, split: str) -> int:
+    from localmix.reports.evaluate import evaluate
+
+    evaluate(split=split, **{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
+    return 0

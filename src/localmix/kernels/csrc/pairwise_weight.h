@@ -1,0 +1,45 @@
+// Plain C interface of the kernels whose weights are the softmax of dot products.
+#pragma once
+
+#include <cstdint>
+
+// [B, H, W, heads, D] wherever it lies: strides of images, rows, columns and heads, channels side by side.
+struct PairwiseMap {
+  const void* data;
+  int64_t strides[4];
+};
+
+// What is null is not there or not wanted. Results lie densely.
+struct PairwiseProblem {
+  int64_t batch, height, width, heads, dim;
+  int64_t size_height, size_width;          // of a window or of a neighborhood
+  int64_t before_height, before_width;      // windows: empty slots before the map
+  int64_t dilation_height, dilation_width;  // neighborhoods
+  int64_t dtype;                            // LocalWeightType
+  double scale;
+  PairwiseMap query, key, value, gradient;
+  const float* bias;  // windows [heads, N, N], neighborhoods [heads, 2 h - 1, 2 w - 1]
+  void *output, *of_query, *of_key, *of_value;
+  float* of_bias;
+};
+
+// The biases as an instruction set wants them, and the sums of a thread for their gradients.
+struct PairwiseBias {
+  const float* packed;
+  float* sums;
+};
+
+// Some units: windows, or lines of neighborhoods; 0 if it is done, 1 if memory ran out.
+using PairwiseKernel = int (*)(const PairwiseProblem*, const PairwiseBias*, int64_t begin, int64_t end);
+
+// How many floats the bias is when packed; how it is packed, and unpacked from the sums of a thread, added to of_bias.
+using PairwiseSize = int64_t (*)(const PairwiseProblem*);
+using PairwisePack = void (*)(const PairwiseProblem*, float* packed);
+using PairwiseUnpack = void (*)(const PairwiseProblem*, const float* sums);
+
+struct PairwiseKernels {
+  PairwiseKernel forward, backward;
+  PairwiseSize size;
+  PairwisePack pack;
+  PairwiseUnpack unpack;
+};

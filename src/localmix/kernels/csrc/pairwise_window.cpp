@@ -1,0 +1,275 @@
+// Attention in windows, forward and backward, where query, key and value lie: no partition, no roll, no padding.
+//
+//   weight[i, j] = softmax over j of (scale * query[i] . key[j] + bias[i, j])
+//   y[i] = sum over j of weight[i, j] * value[j]
+//
+// A window and head at a time, all of it in the cache, of large windows some queries at a time. Scores lie with the
+// queries side by side, [key][query], so that their maximum and their sum are those of whole vectors, and slots that
+// only fill up a vector disturb no others. A cut window holds fewer positions. The backward pass makes the weights
+// again.
+//
+// This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
+
+#include "pairwise_maps.h"
+#include "product.h"
+#include "softmax.h"
+
+namespace {
+
+int64_t slots_of(const PairwiseProblem& p) { return p.size_height * p.size_width; }
+
+// [heads][key slot][query slots, whole vectors]
+int64_t packed_size(const PairwiseProblem* p) { return p->heads * slots_of(*p) * whole_vectors(slots_of(*p)); }
+
+void pack(const PairwiseProblem* p, float* packed) {
+  const int64_t n = slots_of(*p), stride = whole_vectors(n);
+  std::fill_n(packed, packed_size(p), 0.0f);
+  for (int64_t h = 0; h < p->heads; ++h)
+    transpose(p->bias + h * n * n, n, n, n, packed + h * n * stride, stride);
+}
+
+void unpack(const PairwiseProblem* p, const float* sums) {
+  const int64_t n = slots_of(*p), stride = whole_vectors(n);
+  for (int64_t h = 0; h < p->heads; ++h)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) p->of_bias[(h * n + i) * n + j] += sums[(h * n + j) * stride + i];
+}
+
+// The positions of a window: `rows` x `columns` of the map from (top, left) on, in its slots from (row, column) on.
+struct Window {
+  Window(const PairwiseProblem& p, int64_t unit) {
+    const int64_t across = (p.before_width + p.width + p.size_width - 1) / p.size_width;
+    const int64_t down = (p.before_height + p.height + p.size_height - 1) / p.size_height;
+    b = unit / (down * across);
+    cut(unit / across % down, p.size_height, p.before_height, p.height, top, row, rows);
+    cut(unit % across, p.size_width, p.before_width, p.width, left, column, columns);
+    whole = rows == p.size_height && columns == p.size_width;
+    positions = rows * columns;
+  }
+
+  static void cut(int64_t index, int64_t size, int64_t before, int64_t length, int64_t& first, int64_t& slot,
+                  int64_t& count) {
+    const int64_t start = index * size - before;
+    first = std::max<int64_t>(start, 0);
+    slot = first - start;
+    count = std::min(start + size, length) - first;
+  }
+
+  int64_t b, top, left, row, column, rows, columns, positions;
+  bool whole;
+};
+
+// Queries of a window that are taken at a time: all of them unless the window is large.
+constexpr int64_t kQueries = 64;
+
+// A head of a window: its positions as float, and the scores of some of its queries.
+class Head {
+ public:
+  explicit Head(const PairwiseProblem& p, bool backward)
+      : p_(p),
+        n_(std::min(p.size_height, p.height) * std::min(p.size_width, p.width)),
+        width_(std::min(whole_vectors(n_), kQueries)),
+        line_(whole_vectors(n_)),
+        slots_(whole_vectors(slots_of(p))),
+        dim_(whole_vectors(p.dim)),
+        query(n_ * dim_, 0.0f),
+        key(n_ * dim_, 0.0f),
+        value(n_ * dim_, 0.0f),
+        result(n_ * dim_, 0.0f),
+        weight(n_ * width_, 0.0f),
+        inverse(width_, 0.0f),
+        transposed_(p.dim * width_, 0.0f),
+        bias_(p.bias ? n_ * line_ : 0, 0.0f) {
+    if (!backward) return;
+    for (auto* map : {&gradient, &of_key, &of_value}) map->resize(n_ * dim_, 0.0f);
+    of_score.resize(n_ * width_, 0.0f);
+  }
+
+  template <typename T>
+  void read_map(const Window& w, const PairwiseMap& map, int64_t head, float factor, Floats& target) {
+    float* out = target.data();
+    for (int64_t r = 0; r < w.rows; ++r)
+      for (int64_t c = 0; c < w.columns; ++c, out += dim_)
+        read(at<T>(map, w.b, w.top + r, w.left + c, head), p_.dim, factor, out);
+  }
+
+  template <typename T>
+  void write_map(const Window& w, const Floats& source, int64_t head, float factor, void* map) {
+    const float* in = source.data();
+    for (int64_t r = 0; r < w.rows; ++r)
+      for (int64_t c = 0; c < w.columns; ++c, in += dim_)
+        write(in, p_.dim, factor, at<T>(p_, map, w.b, w.top + r, w.left + c, head));
+  }
+
+  // The bias of the slots that hold a position, [key][query]; its lines are `bias_line` long.
+  const float* bias_of(const Window& w, const float* packed) {
+    if (!packed || w.whole) return packed;
+    for (int64_t j = 0; j < w.positions; ++j) {
+      const float* from = packed + slot(w, j) * slots_ + w.row * p_.size_width + w.column;
+      for (int64_t r = 0; r < w.rows; ++r)
+        std::copy_n(from + r * p_.size_width, w.columns, bias_.data() + j * line_ + r * w.columns);
+    }
+    return bias_.data();
+  }
+  int64_t bias_line(const Window& w) const { return w.whole ? slots_ : line_; }
+
+  // Calls f(first query, queries) for some queries at a time.
+  template <typename F>
+  static void for_queries(const Window& w, F f) {
+    for (int64_t i = 0; i < w.positions; i += kQueries) f(i, std::min(kQueries, w.positions - i));
+  }
+
+  // out [key][query] = keys[key] . queries[first + query]
+  void dot(const Window& w, const Floats& keys, const Floats& queries, int64_t first,
+           int64_t count, Floats& out) {
+    const int64_t used = whole_vectors(count);
+    transpose(&queries[first * dim_], dim_, count, p_.dim, transposed_.data(), width_);
+    // slots that fill up a vector hold no number left from another window
+    for (int64_t d = 0; d < p_.dim && used > count; ++d)
+      std::fill(&transposed_[d * width_] + count, &transposed_[d * width_] + used, 0.0f);
+    product(Factor{keys.data(), dim_, 1}, w.positions, p_.dim, transposed_.data(), width_, used, out.data(), width_);
+  }
+
+  // weight = exponentials of the scores in it plus bias, inverse = one over their sums.
+  void soften(const Window& w, int64_t count, const float* bias) {
+    const int64_t n = w.positions, line = bias_line(w);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      float* column = weight.data() + i;
+      Vector highest = {}, sum = {};
+      for (int64_t j = 0; j < n; ++j) {
+        Vector score = load(column + j * width_);
+        if (bias) score += load(bias + j * line + i);
+        store(column + j * width_, score);
+        highest = j ? larger(score, highest) : score;
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        const Vector e = exponential(load(column + j * width_) - highest);
+        store(column + j * width_, e);
+        sum += e;
+      }
+      store(inverse.data() + i, 1.0f / sum);
+    }
+  }
+
+  // of_score: from the gradients of the weights to those of the scores; weight becomes whole.
+  void harden(const Window& w, int64_t count) {
+    const int64_t n = w.positions;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      float *column = weight.data() + i, *of_column = of_score.data() + i;
+      const Vector whole = load(inverse.data() + i);
+      Vector sum = {};
+      for (int64_t j = 0; j < n; ++j) {
+        const Vector share = load(column + j * width_) * whole;
+        store(column + j * width_, share);
+        sum += share * load(of_column + j * width_);
+      }
+      for (int64_t j = 0; j < n; ++j)
+        store(of_column + j * width_, load(column + j * width_) * (load(of_column + j * width_) - sum));
+    }
+  }
+
+  // result [first + query] = sum over the keys of matrix[key, query] rows[key]
+  void mix_keys(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
+                int64_t count) {
+    product(Factor{matrix.data(), 1, width_}, count, w.positions, rows.data(), dim_, dim_, &result[first * dim_], dim_);
+  }
+
+  // out [key] = sum over the queries of matrix[key, query] rows[first + query], added to that of earlier queries
+  void mix_queries(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
+                   int64_t count, Floats& out) {
+    const Factor a{matrix.data(), width_, 1};
+    product(a, w.positions, count, &rows[first * dim_], dim_, dim_, out.data(), dim_, first > 0);
+  }
+
+  // result [query] *= inverse
+  void divide(int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < dim_; ++d) result[(first + i) * dim_ + d] *= inverse[i];
+  }
+
+  // Adds of_score to the sums of a head, [key slot][query slots].
+  void add_to(const Window& w, int64_t first, int64_t count, float* sums) const {
+    for (int64_t j = 0; j < w.positions; ++j) {
+      float* line = sums + slot(w, j) * slots_;
+      const float* from = of_score.data() + j * width_;
+      if (w.whole) {
+        for (int64_t i = 0; i < count; i += kLanes)
+          store(line + first + i, load(line + first + i) + load(from + i));
+      } else {
+        for (int64_t i = 0; i < count; ++i) line[slot(w, first + i)] += from[i];
+      }
+    }
+  }
+
+ private:
+  int64_t slot(const Window& w, int64_t position) const {
+    return (w.row + position / w.columns) * p_.size_width + w.column + position % w.columns;
+  }
+
+  const PairwiseProblem& p_;
+  // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels
+  int64_t n_, width_, line_, slots_, dim_;
+
+ public:
+  Floats query, key, value, gradient, result, of_key, of_value;  // [position][dim]
+  Floats weight, of_score;                                       // [key][query]
+  Floats inverse;                                                // [query]
+
+ private:
+  Floats transposed_, bias_;
+};
+
+template <typename T>
+void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+  Head head(p, false);
+  const int64_t of_head = packed_size(&p) / p.heads;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Window w(p, unit);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      head.read_map<T>(w, p.query, h, float(p.scale), head.query);
+      head.read_map<T>(w, p.key, h, 1.0f, head.key);
+      head.read_map<T>(w, p.value, h, 1.0f, head.value);
+      const float* added = head.bias_of(w, bias.packed ? bias.packed + h * of_head : nullptr);
+      Head::for_queries(w, [&](int64_t first, int64_t count) {
+        head.dot(w, head.key, head.query, first, count, head.weight);
+        head.soften(w, count, added ? added + first : nullptr);
+        head.mix_keys(w, head.weight, head.value, first, count);
+        head.divide(first, count);
+      });
+      head.write_map<T>(w, head.result, h, 1.0f, p.output);
+    }
+  }
+}
+
+template <typename T>
+void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+  Head head(p, true);
+  const int64_t of_head = packed_size(&p) / p.heads;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Window w(p, unit);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      head.read_map<T>(w, p.query, h, float(p.scale), head.query);
+      head.read_map<T>(w, p.key, h, 1.0f, head.key);
+      head.read_map<T>(w, p.value, h, 1.0f, head.value);
+      head.read_map<T>(w, p.gradient, h, 1.0f, head.gradient);
+      const float* added = head.bias_of(w, bias.packed ? bias.packed + h * of_head : nullptr);
+      Head::for_queries(w, [&](int64_t first, int64_t count) {
+        head.dot(w, head.key, head.query, first, count, head.weight);
+        head.soften(w, count, added ? added + first : nullptr);
+        head.dot(w, head.value, head.gradient, first, count, head.of_score);
+        head.harden(w, count);
+        if (bias.sums) head.add_to(w, first, count, bias.sums + h * of_head);
+        if (p.of_value) head.mix_queries(w, head.weight, head.gradient, first, count, head.of_value);
+        if (p.of_key) head.mix_queries(w, head.of_score, head.query, first, count, head.of_key);
+        if (p.of_query) head.mix_keys(w, head.of_score, head.key, first, count);
+      });
+      if (p.of_value) head.write_map<T>(w, head.of_value, h, 1.0f, p.of_value);
+      if (p.of_key) head.write_map<T>(w, head.of_key, h, 1.0f, p.of_key);
+      if (p.of_query) head.write_map<T>(w, head.result, h, float(p.scale), p.of_query);
+    }
+  }
+}
+
+}  // namespace
+
+LOCALMIX_PAIRWISE_KERNELS(window)

@@ -1,0 +1,38 @@
+"""CPU kernels in C++: weights that all positions share, weights of their own, and softmax of dot products; see csrc/.
+
+They are compiled when the package is installed, if a compiler is there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from localmix.kernels.native import library
+from localmix.kernels.native.library import MISSING, description
+from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
+from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
+from localmix.kernels.native.shared_weight import depthwise_convolution, homogeneous_convolution
+
+__all__ = [
+    "MISSING",
+    "depthwise_convolution",
+    "description",
+    "homogeneous_convolution",
+    "inhomogeneous_convolution",
+    "neighborhood_attention",
+    "projected_inhomogeneous_convolution",
+    "refusal",
+    "window_attention",
+]
+
+
+def refusal(x: Tensor, named: bool) -> str | None:
+    """Why the kernels cannot serve a call on x, named or not; None if they can."""
+    if x.device.type != "cpu":
+        return f"it runs on the CPU and x is on {x.device}"
+    if x.dtype not in library.TYPES:
+        return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
+    if torch.compiler.is_exporting():
+        return "an exported graph holds PyTorch's own operators"
+    return library.MISSING

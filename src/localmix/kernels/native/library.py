@@ -1,0 +1,91 @@
+"""The compiled kernels, loaded once, on PyTorch's own threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""`LocalWeightType` of csrc/local_weight.h."""
+
+NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
+
+_INSTRUCTION_SET = "LOCALMIX_INSTRUCTION_SET"
+"""Environment variable that names the instruction set to use, to test one that is not the best of the machine."""
+
+_FILE = next(Path(__file__).parent.parent.glob("_native.*"), None)
+
+MISSING = None if _FILE else "the kernels were not compiled: there was no C++ compiler when localmix was installed"
+"""Why there are no compiled kernels; None if there are."""
+
+
+def description() -> str:
+    """What was built, in words."""
+    if MISSING:
+        return f"CPU kernels: none ({MISSING})"
+    threads = "the threads of PyTorch" if _openmp() else "one thread: PyTorch's OpenMP runtime was not found"
+    return f"CPU kernels: {instruction_set()}, on {threads}"
+
+
+def instruction_set() -> str:
+    """The one that the kernels use on this processor: "generic", "avx2" or "avx512"."""
+    return library().localmix_instruction_set().decode()
+
+
+def pointer(t: Tensor | None) -> ctypes.c_void_p:
+    """Where the numbers of a tensor begin; null for none."""
+    return ctypes.c_void_p(None if t is None else t.data_ptr())
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that had loaded us: the threads of OpenMP do not survive that."""
+    return os.getpid() != _PROCESS
+
+
+def num_threads() -> int:
+    """Threads for a kernel."""
+    return torch.get_num_threads() if _openmp() and not is_forked() else 1
+
+
+_PROCESS = os.getpid()
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The functions of csrc/dispatch.cpp; only where there are kernels."""
+    library = ctypes.CDLL(str(_FILE))
+    library.localmix_instruction_set.restype = ctypes.c_char_p
+    library.localmix_use_instruction_set.argtypes = [ctypes.c_char_p]
+    library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
+    library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
+    library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
+    library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
+    library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
+    wanted = os.environ.get(_INSTRUCTION_SET)
+    if wanted and library.localmix_use_instruction_set(wanted.encode()):
+        raise ValueError(f"{_INSTRUCTION_SET}: expected generic, avx2 or avx512, and what the CPU has; got {wanted!r}")
+    openmp = _openmp()
+    if openmp:
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+        library.localmix_use_threads(*(ctypes.cast(f, ctypes.c_void_p) for f in functions))
+    return library
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP runtime that PyTorch has loaded into this process: a second one would fight it for the cores."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or not torch.backends.openmp.is_available():
+        return None
+    loaded = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/" in line}
+    for path in sorted(loaded):
+        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+            library = ctypes.CDLL(path)
+            if hasattr(library, "GOMP_parallel"):
+                return library
+    return None

@@ -1,0 +1,140 @@
+"""Weights that all positions share: static, or one set for each image."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
+
+Pair = tuple[int, int]
+
+
+def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.native_shared_weight(x, weight[None], bias, dilation)
+
+
+def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
+    return torch.ops.localmix.native_shared_weight(x, weight, bias, dilation)
+
+
+class _Problem(ctypes.Structure):
+    """`SharedWeightProblem` of csrc/shared_weight.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("batch", "height", "width", "channels", "kernel_height", "kernel_width"),
+            *("dilation_height", "dilation_width", "weights", "adjoint", "dtype", "strips"),
+        )
+    ]
+
+
+def _problem(x: Tensor, weight: Tensor, dilation: Sequence[int], *, adjoint: bool = False) -> _Problem:
+    return _Problem(*x.shape, *weight.shape[2:], *dilation, len(weight), adjoint, TYPES[x.dtype])
+
+
+def _mix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], *, adjoint: bool = False) -> Tensor:
+    x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
+    y = torch.empty_like(x)
+    if y.numel():
+        problem = _problem(x, weight, dilation, adjoint=adjoint)
+        tensors = map(pointer, (x, weight, bias, y))
+        if library().localmix_shared_weight(ctypes.byref(problem), *tensors, num_threads()):
+            raise MemoryError(NO_MEMORY)
+    return y
+
+
+@torch.library.custom_op("localmix::native_shared_weight", mutates_args=(), device_types="cpu")
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
+    """y[b, p, c] = bias[c] + sum_k weight[b, c, k] * x[b, p + k, c], weight [B or 1, C, kh, kw]."""
+    if len(weight) == 1 and instruction_set() == "avx512" and not is_forked():
+        # oneDNN's is faster there, by a fifth at 7 x 7 and 56 x 56 positions; with AVX2 it is slower by a fifth
+        return _convolve(x, weight[0, :, None], bias, dilation)
+    return _mix(x, weight, bias, dilation)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    # one more row or column at the end for an even kernel
+    image = F.pad(x, (0, 0, 0, total[1] % 2, 0, total[0] % 2)).permute(0, 3, 1, 2)
+    padding = [t // 2 for t in total]
+    y = F.conv2d(image, weight, bias, padding=padding, dilation=dilation, groups=x.shape[3])
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::native_shared_weight_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; an empty tensor for one that is not needed."""
+    gradient, x = gradient.contiguous(), x.contiguous()
+    of_x = _mix(gradient, weight, None, dilation, adjoint=True) if needed[0] else x.new_empty(0)
+    if not (needed[1] or needed[2]):
+        return of_x, x.new_empty(0), x.new_empty(0)
+    of_weight, of_bias = weight.new_zeros(weight.shape, dtype=torch.float32), torch.zeros(x.shape[3])
+    if x.numel():
+        problem = _problem(x, weight, dilation)
+        tensors = map(pointer, (x, gradient, of_weight, of_bias))
+        if library().localmix_shared_weight_backward(ctypes.byref(problem), *tensors, num_threads()):
+            raise MemoryError(NO_MEMORY)
+    of_weight, of_bias = (
+        t.to(x.dtype) if n else x.new_empty(0) for t, n in ((of_weight, needed[1]), (of_bias, needed[2]))
+    )
+    return of_x, of_weight, of_bias
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, x.shape[3:])
+    of_x, of_weight, of_bias = (x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True))
+    return of_x, of_weight, of_bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:3]
+    results = _backward(gradient, *ctx.saved_tensors, ctx.dilation, needed)
+    return *(g if n else None for g, n in zip(results, needed, strict=True)), None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gradient, x, weight, ctx.dilation, ctx.needed = inputs
+    ctx.save_for_backward(gradient, x, weight)
+
+
+def _gradients_of_gradients(
+    ctx: Any, of_of_x: Tensor, of_of_weight: Tensor, of_of_bias: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The sum is linear in x and in weight, so its second derivatives are the same sums again."""
+    gradient, x, weight = ctx.saved_tensors
+    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
+    if ctx.needed[0]:
+        of_gradient = of_gradient + _forward(of_of_x, weight, None, ctx.dilation)
+        of_weight = _backward(gradient, of_of_x, weight, ctx.dilation, (False, True, False))[1]
+    if ctx.needed[1]:
+        of_gradient = of_gradient + _forward(x, of_of_weight, None, ctx.dilation)
+        of_x = _backward(gradient, x, of_of_weight, ctx.dilation, (True, False, False))[0]
+    if ctx.needed[2]:
+        of_gradient = of_gradient + of_of_bias
+    return of_gradient, of_x, of_weight, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)

@@ -1,0 +1,195 @@
+"""The CPU kernels in the circumstances of real processes: threads, forks, other processors."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from localmix import kernels
+from localmix.kernels import native
+from localmix.testing import check_operator, output_and_gradients
+
+pytestmark = pytest.mark.skipif(bool(native.MISSING), reason=str(native.MISSING))
+
+
+def problem(operator, size=(9, 11), heads=3):
+    """(tensors, options, gradient) with several lines for each of four threads, and cut windows."""
+    qkv = torch.randn(2, *size, 3, heads, 5).unbind(3)
+    x = torch.randn(2, *size, 12)
+    if operator == "window_attention":
+        tensors = dict(zip(("query", "key", "value"), qkv, strict=True)) | {"bias": torch.randn(heads, 20, 20)}
+        return tensors, {"window_size": (4, 5), "shift": (1, 2)}, torch.randn_like(qkv[0])
+    if operator == "neighborhood_attention":
+        tensors = dict(zip(("query", "key", "value"), qkv, strict=True)) | {"bias": torch.randn(heads, 9, 5)}
+        return tensors, {"kernel_size": (5, 3), "dilation": (1, 2)}, torch.randn_like(qkv[0])
+    if operator == "depthwise_convolution":
+        tensors = {"x": x, "weight": torch.randn(12, 5, 4), "bias": torch.randn(12)}
+        return tensors, {"dilation": (1, 2)}, torch.randn_like(x)
+    if operator == "homogeneous_convolution":
+        return {"x": x, "weight": torch.randn(2, 12, 5, 7), "bias": torch.randn(12)}, {}, torch.randn_like(x)
+    if operator == "inhomogeneous_convolution":
+        return {"x": x, "weight": torch.randn(2, *size, 4, 15)}, {"kernel_size": (5, 3)}, torch.randn_like(x)
+    tensors = {"x": x, "hidden": torch.randn(2, *size, 6), "projection": torch.randn(4 * 15, 6)}
+    return tensors, {"kernel_size": (5, 3), "num_groups": 4}, torch.randn_like(x)
+
+
+OPERATORS = [operator for operator in kernels.OPERATORS if hasattr(native, operator)]
+every_operator = pytest.mark.parametrize("operator", OPERATORS)
+
+
+@pytest.fixture
+def num_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run(operator, tensors, options, gradient):
+    return output_and_gradients(getattr(kernels, operator), tensors, {**options, "impl": "native"}, gradient)
+
+
+@every_operator
+def test_any_number_of_threads(operator, num_threads):
+    for threads in (1, 2, 3, 4):
+        num_threads(threads)
+        check_operator(operator, *problem(operator), impl="native")
+
+
+@every_operator
+def test_more_threads_than_lines(operator, num_threads):
+    num_threads(4)
+    check_operator(operator, *problem(operator, size=(1, 1)), impl="native")
+
+
+@every_operator
+def test_as_many_threads_give_the_same_bits(operator, num_threads):
+    num_threads(3)
+    case = problem(operator)
+    first, second = run(operator, *case), run(operator, *case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_operator
+def test_two_python_threads_at_once(operator, num_threads):
+    num_threads(2)
+    cases = [problem(operator) for _ in range(2)]
+    expected = [run(operator, *case) for case in cases]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            for actual, right in zip(pool.map(lambda case: run(operator, *case), cases), expected, strict=True):
+                assert all(torch.equal(actual[name], right[name]) for name in right)
+
+
+def _in_child(connection, operator, case):
+    connection.send({name: t.numpy() for name, t in run(operator, *case).items()})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@every_operator
+def test_fork_after_use(operator, num_threads):
+    """As a DataLoader does it: the threads of the parent are gone in the child, which must not wait for them."""
+    num_threads(2)
+    case = problem(operator)
+    expected = run(operator, *case)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_in_child, args=(there, operator, case))
+    child.start()
+    there.close()
+    try:
+        assert here.poll(60), "the child hangs"
+        for name, value in here.recv().items():
+            torch.testing.assert_close(torch.from_numpy(value), expected[name])
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (9, 9), (11, 11), (4, 6)], ids=str)
+def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel):
+    """A map of runs of 14, 7, 4 and 1 positions, and two blocks of channels of which the second is cut."""
+    for operator, lead in (("depthwise_convolution", ()), ("homogeneous_convolution", (2,))):
+        tensors = {"x": torch.randn(2, 13, 27, 21), "weight": torch.randn(*lead, 21, *kernel)}
+        check_operator(operator, tensors, {}, torch.randn(2, 13, 27, 21), impl="native", summands=2 * 13 * 27)
+
+
+@pytest.mark.parametrize("impl", ["native", "aten"])
+def test_one_image_on_many_threads(impl, num_threads):
+    """Fewer blocks of channels than threads: lines of the map are shared out."""
+    num_threads(4)
+    tensors = {"x": torch.randn(1, 70, 9, 5), "weight": torch.randn(1, 5, 7, 7), "bias": torch.randn(5)}
+    check_operator("homogeneous_convolution", tensors, {}, torch.randn(1, 70, 9, 5), impl=impl, summands=70 * 9)
+
+
+def test_large_windows_are_taken_some_queries_at_a_time():
+    """117 slots: more than the 64 queries of a block, in whole windows and in cut ones."""
+    for size, shift in (((13, 18), (0, 0)), ((20, 11), (6, 4))):
+        shapes = {name: (2, *size, 2, 6) for name in ("query", "key", "value")} | {"bias": (2, 117, 117)}
+        tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+        options = {"window_size": (13, 9), "shift": shift}
+        gradient = torch.randn(2, *size, 2, 6)
+        # each sum over the positions of a window is one in order
+        check_operator("window_attention", tensors, options, gradient, impl="native", summands=117)
+
+
+def test_a_neighborhood_does_not_see_beyond_itself():
+    """What lies beside it in a vector of keys may be anything."""
+    query, key, value = (torch.randn(1, 9, 20, 1, 4) for _ in range(3))
+    expected = kernels.neighborhood_attention(query, key, value, kernel_size=3, impl="native")
+    key[:, :, 10], value[:, :, 10] = torch.nan, torch.inf
+    actual = kernels.neighborhood_attention(query, key, value, kernel_size=3, impl="native")
+    others = [column for column in range(20) if not 9 <= column <= 11]
+    assert torch.equal(actual[:, :, others], expected[:, :, others])
+    assert not actual[:, :, 9:12].isfinite().any()
+
+
+def test_infinite_scores():
+    """-inf hides a key, as in a softmax; +inf and NaN make the result NaN."""
+    query, key, value = (torch.randn(1, 3, 4, 1, 4) for _ in range(3))
+    for mark in (-torch.inf, torch.inf, torch.nan):
+        bias = torch.randn(1, 12, 12)
+        bias[:, :, 5] = mark
+        tensors = {"query": query, "key": key, "value": value, "bias": bias}
+        actual, expected = (
+            kernels.window_attention(**tensors, window_size=(3, 4), impl=impl) for impl in ("native", "reference")
+        )
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+EVERY_SET = """
+import json, sys
+import torch
+torch.manual_seed(0)
+sys.path.insert(0, {folder!r})
+from test_native import OPERATORS, problem
+from localmix.kernels import native
+from localmix.testing import check_operator
+for operator in OPERATORS:
+    check_operator(operator, *problem(operator), impl="native")
+print(json.dumps(native.description()))
+"""
+
+
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+def test_every_instruction_set_that_this_processor_has(name):
+    script = EVERY_SET.format(folder=os.path.dirname(__file__))
+    environment = {**os.environ, "LOCALMIX_INSTRUCTION_SET": name, "OMP_NUM_THREADS": "2"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    if process.returncode and "expected generic, avx2 or avx512, and what the CPU has" in process.stderr:
+        assert name != "generic"
+        pytest.skip(f"this processor has no {name}")
+    assert process.returncode == 0, process.stderr
+    assert name in json.loads(process.stdout)
+
+
+def test_an_unknown_instruction_set_is_an_error():
+    environment = {**os.environ, "LOCALMIX_INSTRUCTION_SET": "avx1024"}
+    script = "from localmix.kernels import native; native.description()"
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert "LOCALMIX_INSTRUCTION_SET: expected generic" in process.stderr

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -130,6 +131,10 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(fit, 
         (["--trainer.device=8"], "unrecognized arguments: --trainer.device=8; did you mean trainer.devices?"),
         (["--trainer.precision=bf16"], "Expected a Literal['32-true', 'bf16-mixed', '16-mixed']. Got value: bf16"),
         (["--data.batch_size", "1.5"], "Expected a int. Got value: 1.5"),
+        (["--trainer.max_epochs=0"], "trainer.max_epochs: expected an int of at least 1, got 0"),
+        (["--save.keep=0"], "save.keep: expected an int of at least 1, got 0"),
+        (["--log.wandb=project"], "log.wandb: wandb is not installed"),
+        (["--model.mixup=0.8", "--data.batch_size=3"], "data.batch_size: expected an even number"),
         (["photos"], "unrecognized arguments: photos"),
         (["--model.name=dwnet_nanoo"], "the nearest are dwnet_nano"),
         (["--resume=never.ckpt"], "no such file"),
@@ -140,6 +145,7 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(fit, 
 )
 def test_wrong_settings_are_refused(few_images, tmp_path, arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["fit", f"--output={tmp_path / 'run'}", *arguments]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert error.startswith("localmix: error: ") or "localmix: error: " in error
@@ -171,8 +177,9 @@ def test_files_build_on_others_and_arguments_win(tmp_path, capsys):
     )
     assert (settings.model.lr, settings.model.ema_decay, settings.data.batch_size, settings.seed) == (1e-3, 0.9, 2, 3)
     assert settings.model.model_kwargs == {"window_size": 5}
-    (tmp_path / "resolved.yaml").write_text(text)
-    assert parse(["--config", str(tmp_path / "resolved.yaml")])[1] == text
+    (tmp_path / "resolved").mkdir()
+    (tmp_path / "resolved/config.yaml").write_text(text)
+    assert parse(["--config", str(tmp_path / "resolved/config.yaml")])[1] == text
     with pytest.raises(SystemExit) as exit:
         main(["fit", "--config", str(tmp_path / "own.yaml"), "--print_config"])
     assert exit.value.code == 0
@@ -251,3 +258,32 @@ def test_ways_to_compute_the_same(fit, whole, few_images, tmp_path):
     keys = load_checkpoint(tmp_path / "checkpoint.ckpt")["state_dict"].keys()
     assert keys == load_checkpoint(whole / "checkpoint.ckpt")["state_dict"].keys()
     assert losses(tmp_path)[0] == pytest.approx(losses(whole)[0], rel=0.1)
+
+
+def test_a_checkpoint_may_be_named_and_settings_changed_on_the_way(fit, whole, tmp_path):
+    longer = {**RICH, "trainer.max_epochs": 4, "model.lr": 1e-3, "model.mixup": 0.0}
+    assert fit(tmp_path, resume=whole / "checkpoints/step-00000005.ckpt", **longer) == 0
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows] == list(range(6, 13))
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["run"]["settings"]["model.lr"] == 1e-3
+
+
+def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"log.tensorboard": "true", "trainer.max_epochs": 2, "save.every": 4}
+    killed = []
+
+    def kill(task, batch, index):
+        if task.global_step == 7 and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+
+    in_front_of(kill)
+    assert fit(tmp_path, **settings) == 130
+    assert fit(tmp_path, **settings) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path))
+    assert len(events.Scalars("val_top1")) == 2

@@ -108,4 +108,4 @@ def test_command_line(tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [["bench"]])
 def test_bench_of_nothing(arguments, capsys):
     assert main(arguments) == 2
-    assert "bench: expected ops, models, docs or --info" in capsys.readouterr().err
+    assert "bench: expected ops, models, loader, docs or --info" in capsys.readouterr().err

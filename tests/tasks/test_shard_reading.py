@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from localmix import cli
 from localmix.tasks import shard_writing
 from localmix.tasks.data import load_images
 from localmix.tasks.loading import EpochBatches, loader
@@ -132,6 +133,17 @@ def test_damaged_image_is_named(shards):
         images[7]
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_damage_that_a_worker_meets_is_named(shards):
+    path = shards / "validation/chunk-000001.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    batches = iter(loader(load_images(str(shards)).validation, 7, seed=None, workers=1))
+    with pytest.raises(ValueError, match="Traceback") as error:
+        next(batches)
+    batches._shutdown_workers()
+    assert cli._message(error.value).startswith(f"data: {path} is damaged (")
+
+
 def test_missing_chunk_is_named(shards):
     (shards / "train/chunk-000001.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"chunk-000001\.bin"):
@@ -187,6 +199,18 @@ def test_shards_at_an_address_are_fetched_when_they_are_needed(remote, shards):
     assert len(list(cache.glob("*.bin"))) == 7
     assert not [path.name for path in cache.iterdir() if path.suffix not in (".bin", ".lock")]
     assert images.fingerprint == local.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_share_what_was_fetched(remote, shards):
+    images, cache = remote
+    (cache / f".{images.train.images.chunks[0].sha256}.bin.partial").write_bytes(b"left by a process that was killed")
+    (cache / f".{images.train.images.chunks[0].sha256}.bin.partial.lock").touch()
+    local = list(loader(load_images(str(shards), img_size=16).train, 4, seed=0))
+    fetched = list(loader(images.train, 4, seed=0, workers=2))
+    assert all(torch.equal(a, b) for x, y in zip(local, fetched, strict=True) for a, b in zip(x, y, strict=True))
+    assert len(list(cache.glob("*.bin"))) == 5
+    assert not list(cache.glob(".*partial*"))
 
 
 def test_damaged_chunk_at_an_address_is_refused(remote, shards):

@@ -220,4 +220,6 @@ def _message(error: ValueError | OSError | ImportError) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     # What a process that loads images raised comes with its traceback.
-    return str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return str(error).rpartition(f"\n{name}: ")[2].strip()

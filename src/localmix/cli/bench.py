@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary, add, run_part in (
         ("ops", "time the operators at the sizes of the tiny networks", _add_bench_ops, _bench_ops),
         ("models", "time networks, for inference and in training", _add_bench_models, _bench_models),
+        ("loader", "load images beside timm's loader", _add_bench_loader, _bench_loader),
         ("docs", "write a page about results", _add_bench_docs, _bench_docs),
     ):
         part = parts.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
@@ -48,6 +49,18 @@ def _add_bench_models(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=0.05, metavar="S", help="least duration of a turn (%(default)s)")
 
 
+def _add_bench_loader(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DIR", help="folder of images")
+    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the views (%(default)s)")
+    add("--batch", type=int, default=64, metavar="N", help="images of a batch (%(default)s)")
+    add("--images", type=int, default=512, metavar="N", help="images of a turn (%(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes of each loader (%(default)s)")
+    add("--plain", action="store_true", help="only crops and flips, instead of the augmentation of the paper")
+    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--output", type=Path, metavar="DIR", help="to write results.json into")
+
+
 def _add_bench_common(parser: argparse.ArgumentParser, directions: tuple[str, str]) -> None:
     add = parser.add_argument
     add("--dtype", default="float32", metavar="DTYPE", help="float32, bfloat16 or float16 (%(default)s)")
@@ -72,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         print(info())
         return 0
     if args.bench is None:
-        raise ValueError("bench: expected ops, models, docs or --info, got nothing")
+        raise ValueError("bench: expected ops, models, loader, docs or --info, got nothing")
     return args.bench(**{k: v for k, v in vars(args).items() if k not in ("run", "bench", "info", "traceback")})
 
 
@@ -86,6 +99,13 @@ def _bench_models(**options: Any) -> int:
     from localmix.reports.bench_models import bench_models
 
     return _refused(bench_models(**options))
+
+
+def _bench_loader(**options: Any) -> int:
+    from localmix.reports.bench_loader import bench_loader, table
+
+    print(table(bench_loader(**options)))
+    return 0
 
 
 def _refused(results: dict[str, Any]) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from torch import distributed
 
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.fit_options import FREE, flat, parse
@@ -17,13 +19,13 @@ from localmix.reports.results import write_json
 from localmix.reports.watch import Watch
 from localmix.tasks.checkpoint import load_checkpoint, write_atomically
 from localmix.tasks.data import Images, load_images
-from localmix.tasks.distribution import placement
+from localmix.tasks.distribution import is_helper, placement
 from localmix.tasks.guard import Guard, NonFinite
 from localmix.tasks.loading import DecodedImages
-from localmix.tasks.record import METRICS, Record
+from localmix.tasks.record import Record
 from localmix.tasks.saving import Saving, newest_checkpoint
 from localmix.tasks.stopping import STOPPED, Stopped, Stopping
-from localmix.tasks.training import batches, fit, loaders, new_task, new_trainer, summary
+from localmix.tasks.training import batches, fit, loaders, new_task, new_trainer
 from localmix.tasks.views import ImageNetViews
 from localmix.tasks.weights import load_weights
 from localmix.tasks.workers import default_workers
@@ -38,34 +40,20 @@ def main(arguments: Sequence[str]) -> int:
         try:
             run(settings, text, display)
         except Stopped:
-            display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
-            return STOPPED
+            if not distributed.is_initialized() or distributed.get_rank() == 0:
+                display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
+            return 0 if is_helper() else STOPPED
         except NonFinite as error:
             print(f"localmix: error: {error}", file=sys.stderr)
-            return 1
+            return 0 if is_helper() else 1
     return 0
 
 
-def run(settings: Namespace, text: str, display: Display) -> dict[str, Any]:
-    """Train as the settings say; `text` is their YAML. Gives what metrics.csv says of the whole run."""
-    folder, options = Path(settings.output), settings.trainer
-    placed = placement(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-    )
-    trainer = new_trainer(
-        folder,
-        **placed,
-        max_epochs=options.max_epochs,
-        precision=options.precision,
-        accumulate_grad_batches=options.accumulate_grad_batches,
-        gradient_clip_val=options.gradient_clip_val,
-        check_val_every_n_epoch=options.check_val_every_n_epoch,
-        deterministic=options.deterministic,
-        benchmark=options.benchmark,
-    )
+def run(settings: Namespace, text: str, display: Display) -> None:
+    """Train as the settings say; `text` is their YAML."""
+    folder, options = Path(settings.output), settings.trainer.as_dict()
+    placed = placement(**{name: options.pop(name) for name in ("accelerator", "devices", "num_nodes", "strategy")})
+    trainer = new_trainer(folder, **placed, **options)
     say: Callable[[str], None] = display.say if trainer.is_global_zero else lambda text: None
     resumed = _checkpoint(settings, folder, say)
     images = _images(settings.data, say)
@@ -79,10 +67,6 @@ def run(settings: Namespace, text: str, display: Display) -> dict[str, Any]:
     }
     if resumed:
         _refuse_other_settings(facts, resumed[1], explicit=settings.resume != "auto")
-    elif trainer.is_global_zero:
-        write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
-        write_json(folder / RUN, facts)
-
     task = new_task(_recipe(settings.model), images, settings.seed)
     if settings.weights and not resumed:
         say(load_weights(task.net, settings.weights, settings.model.name))
@@ -101,6 +85,10 @@ def run(settings: Namespace, text: str, display: Display) -> dict[str, Any]:
         workers=workers,
     )
     record = Record(folder, batches(training), seed=settings.seed)
+    if task.mix and record.batches.batch_size % 2:
+        raise ValueError(
+            f"data.batch_size: expected an even number, as mixup and cutmix need it, got {record.batches.batch_size}"
+        )
     task.images_per_step = record.batches.images_per_step
     watch, stopping = Watch(display, record), Stopping()
     if trainer.is_global_zero:
@@ -120,12 +108,14 @@ def run(settings: Namespace, text: str, display: Display) -> dict[str, Any]:
     guard = Guard(folder, limit=settings.max_non_finite, announce=say)
     trainer.callbacks += [record, guard, stopping, saving, watch]  # ty: ignore[missing-attribute] -- set in its constructor
     say(
-        f"{settings.model.name}: {options.max_epochs} epochs of {len(images.train):,} images ({images.name}, "
+        f"{settings.model.name}: {trainer.max_epochs} epochs of {len(images.train):,} images ({images.name}, "
         f"{images.size} px), {len(images.validation):,} for validation; {task.images_per_step} images a step, "
-        f"{trainer.world_size} process(es) on {device}, {options.precision}"
+        f"{trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
     )
+    if trainer.is_global_zero:
+        write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
+        write_json(folder / RUN, facts)
     fit(trainer, task, training, validation, resumed[0] if resumed else None, contexts=[record, stopping])
-    return summary(folder / METRICS)
 
 
 def _checkpoint(settings: Namespace, folder: Path, say: Callable[[str], Any]) -> tuple[Path, dict[str, Any]] | None:
@@ -203,6 +193,8 @@ def _loggers(log: Namespace, folder: Path, resumed: tuple[Path, dict[str, Any]] 
         step = {"purge_step": resumed[1]["global_step"] + 1} if resumed else {}
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **step))
     if log.wandb:
+        if find_spec("wandb") is None:
+            raise ValueError("log.wandb: wandb is not installed: pip install wandb")
         loggers.append(
             WandbLogger(project=log.wandb, save_dir=folder, name=folder.name, id=folder.name, resume="allow")
         )

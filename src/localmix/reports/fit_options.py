@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from localmix.arguments import positive
 from localmix.tasks.classification import Classification
 from localmix.tasks.data import EMBEDDED
 
@@ -120,12 +122,19 @@ class LogOptions:
 
 
 FREE = re.compile(
-    r"(base|output|resume|weights|max_non_finite|save\..*|log\..*"
+    r"(output|resume|weights|max_non_finite|save\..*|log\..*"
     r"|data\.(root|folder|download|workers|max_corrupt|max_cache_gb|batch_size)"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|accumulate_grad_batches|benchmark|deterministic)"
     r"|model\.(grad_checkpointing|compile|channels_last))"
 )
 """Settings that a run may go on with after a change: they do not say what is computed, or are checked elsewhere."""
+
+COUNTS = {
+    *("max_non_finite", "data.batch_size", "save.every", "save.keep"),
+    *(f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accumulate_grad_batches")),
+    "trainer.check_val_every_n_epoch",
+}
+"""Settings that are at least 1."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
@@ -139,6 +148,9 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
         settings = parser.parse_args(list(_with_bases(arguments)))
     except ArgumentError as error:
         raise ValueError(_explained(str(error), parser)) from None
+    for name, value in flat(settings.as_dict()).items():
+        if name in COUNTS and isinstance(value, int):
+            positive(name, value)
     return settings, parser.dump(settings)
 
 
@@ -151,8 +163,11 @@ def _parser() -> ArgumentParser:
         default_env=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="a file of settings; of several, the later ones win")
-    parser.add_argument("--base", type=str | None, default=None, help="in a file: the file it builds on, beside it")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a file of settings; of several, the later ones win; `base: FILE` in it names one that it builds on",
+    )
     parser.add_argument("--output", type=str, default="runs/fit", help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and all that is drawn")
     parser.add_argument(
@@ -183,12 +198,12 @@ def _parser() -> ArgumentParser:
 
 
 def _with_bases(arguments: Sequence[str]) -> list[str]:
-    """Each `--config FILE` behind those of the files that it builds on."""
+    """The arguments with what files hold in place of their names, behind what they build on."""
     result, waiting = [], list(arguments)
     while waiting:
         argument = waiting.pop(0)
         if argument == "--config" and waiting:
-            result += [word for file in _bases(Path(waiting.pop(0))) for word in ("--config", str(file))]
+            result += [f"--config={json.dumps(content)}" for content in _contents(Path(waiting.pop(0)))]
         elif argument.startswith("--config="):
             waiting[:0] = ["--config", argument.removeprefix("--config=")]
         else:
@@ -196,7 +211,8 @@ def _with_bases(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _bases(file: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+def _contents(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """What a file of settings holds, behind what those hold that it builds on."""
     if file in above:
         raise ValueError(f"base: {' -> '.join(map(str, (*above, file)))} go round in a circle")
     try:
@@ -205,8 +221,8 @@ def _bases(file: Path, above: tuple[Path, ...] = ()) -> list[Path]:
         raise ValueError(f"config: {file} is no YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"config: expected settings in {file}, got {type(content).__name__}")
-    base = content.get("base")
-    return [*(_bases(file.parent / base, (*above, file)) if base else []), file]
+    base = content.pop("base", None)
+    return [*(_contents(file.parent / base, (*above, file)) if base else []), content]
 
 
 def _explained(message: str, parser: ArgumentParser) -> str:

@@ -37,19 +37,21 @@ class ReplacedImages:
             raise IndexError(index)
         for step in range(len(self)):
             place = (index + step) % len(self)
-            if not self.known[place]:
-                try:
-                    return self.images[place]
-                except CorruptImage as error:
-                    self._note(place, str(error))
+            try:
+                return self.images[place]
+            except CorruptImage as error:
+                self._note(place, str(error))
         raise CorruptImage(f"data: none of the {len(self)} images can be decoded")
 
     @property
     def corrupt(self) -> list[str]:
         """Names of the images that were found corrupt so far."""
-        return [self.name(index) for index in self.known.nonzero().flatten().tolist()]
+        # Of a copy: PyTorch counts, then lists, and another process may write in between.
+        return [self.name(index) for index in self.known.clone().nonzero().flatten().tolist()]
 
     def _note(self, index: int, reason: str) -> None:
+        if self.known[index]:
+            return
         self.known[index] = True
         corrupt = self.corrupt
         if len(corrupt) > self.limit:

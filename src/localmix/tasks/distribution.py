@@ -60,6 +60,15 @@ def placement(
     }
 
 
+def is_helper() -> bool:
+    """Whether Lightning has started this process beside the first one of its machine.
+
+    Lightning kills the first one as soon as a helper ends with a status other than 0; that of the first one counts.
+    """
+    external = is_torchelastic_launched() or SLURMEnvironment.detect()
+    return not external and int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
 def _started() -> tuple[int | None, int | None, Any]:
     """Processes on each node and nodes that a launcher has started, and Lightning's name for it."""
     if is_torchelastic_launched():

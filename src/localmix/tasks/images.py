@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def normalise(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 [..., C, H, W] to float32 with the given mean and standard deviation per channel (of values in 0..1)."""
-    scale = torch.tensor(std).mul(255)[:, None, None]
-    shift = torch.tensor(mean).div(torch.tensor(std))[:, None, None]
-    # PyTorch's loops over two dtypes are ten times slower than a conversion.
-    return pixels.to(torch.float32, copy=True).div_(scale).sub_(shift)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std))
+    # Converted first, in order: loops over two dtypes, or over pixels that lie as Pillow has them, take far longer.
+    return pixels.contiguous().to(torch.float32, copy=True).div_(scale).sub_(shift)
+
+
+@lru_cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(std).mul(255)[:, None, None], torch.tensor(mean).div(torch.tensor(std))[:, None, None]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from localmix.arguments import positive
 from localmix.tasks.images import normalise
@@ -224,9 +224,11 @@ class DecodedImages(LabelledImages):
             else:
                 views.append(self.views.train(image, np.random.default_rng([seed, epoch, index])))
             labels.append(int(label))
-        pixels = torch.stack(views)
-        if not pixels.is_floating_point():
-            pixels = normalise(pixels, self.mean, self.std)
+        if views[0].is_floating_point():
+            # In a worker it writes to the memory through which the batch is sent.
+            pixels = default_collate(views)
+        else:
+            pixels = normalise(torch.stack(views), self.mean, self.std)
         return pixels, torch.tensor(labels)
 
 

@@ -94,6 +94,10 @@ class Record(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.columns = (*STEP_COLUMNS, *pl_module.metrics)
+        if not (self.folder / METRICS).exists():
+            # a run that goes on from the checkpoint of another folder writes down its own steps
+            self.num_rows = 0
+        trainer.strategy.barrier()
         if trainer.is_global_zero:
             self.file = _open_rows(self.folder / METRICS, self.columns, self.num_rows)
         self.num_steps = int(trainer.estimated_stepping_batches)

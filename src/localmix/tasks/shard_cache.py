@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from localmix.tasks.shard_format import Chunk, sha256
 
@@ -38,7 +39,9 @@ class RemoteShards:
 
     def read(self, name: str) -> bytes:
         """The content of a small file, always fetched anew: it says whether what is cached still holds."""
-        path = self._fetch(name)
+        # Nodes may share the cache, and processes of two nodes or containers have the same number.
+        path = self.cache / f".{uuid4().hex}.partial"
+        self._fetch(name, path)
         try:
             return path.read_bytes()
         finally:
@@ -66,7 +69,9 @@ class RemoteShards:
         return file
 
     def _keep(self, split: str, chunk: Chunk, path: Path) -> None:
-        fetched = self._fetch(f"{split}/{chunk.name}")
+        # Overwrites what a process that was killed has left.
+        fetched = path.with_name(f".{path.name}.partial")
+        self._fetch(f"{split}/{chunk.name}", fetched)
         try:
             digest = sha256(fetched.read_bytes())
             if digest != chunk.sha256:
@@ -78,12 +83,11 @@ class RemoteShards:
             fetched.unlink(missing_ok=True)
         self._make_room(path)
 
-    def _fetch(self, name: str) -> Path:
-        """A file of the shards, under a name that no other process uses."""
+    def _fetch(self, name: str, path: Path) -> None:
+        """Get a file of the shards as `path`, which no other process uses now."""
         from litdata.streaming.downloader import get_downloader
 
         self.cache.mkdir(parents=True, exist_ok=True)
-        path = self.cache / f".{name.replace('/', '-')}.{os.getpid()}.partial"
         path.unlink(missing_ok=True)
         try:
             get_downloader(self.url, str(self.cache), []).download_file(f"{self.url}/{name}", str(path))
@@ -95,7 +99,6 @@ class RemoteShards:
             raise ValueError(f"data: cannot fetch {self.url}/{name}: {error or type(error).__name__}") from error
         finally:
             path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-        return path
 
     def _make_room(self, newest: Path) -> None:
         files = []

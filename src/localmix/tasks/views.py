@@ -78,6 +78,7 @@ class ImageNetViews:
     ) -> None:
         from timm.data import transforms_factory
         from timm.data.random_erasing import RandomErasing
+        from timm.data.transforms import MaybePILToTensor
 
         self.mean, self.std = mean, std
         self.augment: Any = transforms_factory.transforms_imagenet_train(
@@ -90,7 +91,7 @@ class ImageNetViews:
             std=tuple(std),
             normalize=False,
         )
-        _mend_posterize(self.augment)
+        mend_posterize(self.augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
         self.centre: Any = transforms_factory.transforms_imagenet_eval(
             size,
@@ -98,6 +99,10 @@ class ImageNetViews:
             interpolation="bicubic" if interpolation == "random" else interpolation,
             normalize=False,
         )
+        for transform in (self.augment, self.centre):
+            if isinstance(transform.transforms[-1], MaybePILToTensor):
+                # the same in half of the time
+                transform.transforms[-1] = to_tensor
 
     def train(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         with drawn_from(random):
@@ -109,7 +114,7 @@ class ImageNetViews:
         return self.centre(image)
 
 
-def _mend_posterize(augment: Any) -> None:
+def mend_posterize(augment: Any) -> None:
     """timm's policies may ask to keep no bit of a channel, as they always did; Pillow refuses that since version 13."""
     from timm.data.auto_augment import posterize
 
@@ -128,21 +133,24 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.I
 
 @contextmanager
 def drawn_from(random: np.random.Generator) -> Generator[None]:
-    """Seeds the global generators, which transforms draw from, by `random`; afterwards they are as they were.
+    """The global generators, which transforms draw from, draw from `random`; afterwards they are as they were.
 
     In a worker of a loader they are not put back: nothing else draws there, and to keep them takes a good part of the
     time to decode a small image.
     """
     alone = get_worker_info() is not None
     states = None if alone else (python_random.getstate(), np.random.get_state(), torch.get_rng_state())
+    legacy: Any = np.random
+    numpy_generator = legacy.get_bit_generator()
     try:
         seed = int(random.integers(2**63))
         python_random.seed(seed)
-        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
         # Not torch.manual_seed, which notes down for each GPU where it was called: that takes half of the time above.
         torch.default_generator.manual_seed(seed)
+        legacy.set_bit_generator(random.bit_generator)
         yield
     finally:
+        legacy.set_bit_generator(numpy_generator)
         if states:
             python_random.setstate(states[0])
             np.random.set_state(states[1])

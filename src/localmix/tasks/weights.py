@@ -60,7 +60,7 @@ def load_weights(net: nn.Module, source: str, model: str) -> str:
         raise ValueError(
             f"weights: {source} does not belong to {model}: missing {missing[:5]}, left over {unexpected[:5]}"
         )
-    return f"weights: begins with those in {source}" + (f", without {', '.join(left_out)}" if left_out else "")
+    return f"weights: begins with those in {source}" + (f", without {', '.join(sorted(left_out))}" if left_out else "")
 
 
 def _weights(net: nn.Module, content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -141,6 +141,17 @@ def test_large_windows_are_taken_some_queries_at_a_time():
         check_operator("window_attention", tensors, options, gradient, impl="native", summands=117)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_neighborhood_that_covers_the_map(threads, num_threads):
+    """One window where there are images for all threads, else lines as ever."""
+    num_threads(threads)
+    shapes = {name: (3, 4, 5, 2, 6) for name in ("query", "key", "value")} | {"bias": (2, 9, 13)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    check_operator(
+        "neighborhood_attention", tensors, {"kernel_size": (5, 7)}, torch.randn(3, 4, 5, 2, 6), impl="native"
+    )
+
+
 def test_a_neighborhood_does_not_see_beyond_itself():
     """What lies beside it in a vector of keys may be anything."""
     query, key, value = (torch.randn(1, 9, 20, 1, 4) for _ in range(3))

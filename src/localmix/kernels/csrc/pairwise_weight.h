@@ -15,10 +15,11 @@ struct PairwiseProblem {
   int64_t size_height, size_width;          // of a window or of a neighborhood
   int64_t before_height, before_width;      // windows: empty slots before the map
   int64_t dilation_height, dilation_width;  // neighborhoods
+  int64_t kernel_height, kernel_width;      // windows: 0, or of the neighborhood whose biases go by distance
   int64_t dtype;                            // LocalWeightType
   double scale;
   PairwiseMap query, key, value, gradient;
-  const float* bias;  // windows [heads, N, N], neighborhoods [heads, 2 h - 1, 2 w - 1]
+  const float* bias;  // windows [heads, N, N], by distance [heads, 2 h - 1, 2 w - 1]
   void *output, *of_query, *of_key, *of_value;
   float* of_bias;
 };

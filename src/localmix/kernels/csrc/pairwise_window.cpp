@@ -22,15 +22,30 @@ int64_t slots_of(const PairwiseProblem& p) { return p.size_height * p.size_width
 // [heads][key slot][query slots, whole vectors]
 int64_t packed_size(const PairwiseProblem* p) { return p->heads * slots_of(*p) * whole_vectors(slots_of(*p)); }
 
+// Calls f(float of the packed biases, number of the given ones) for all pairs of slots.
+template <typename F>
+void for_pairs(const PairwiseProblem& p, F f) {
+  const int64_t n = slots_of(p), stride = whole_vectors(n), width = 2 * p.kernel_width - 1;
+  for (int64_t h = 0; h < p.heads; ++h)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t down = j / p.size_width - i / p.size_width + p.kernel_height - 1;
+        const int64_t right = j % p.size_width - i % p.size_width + p.kernel_width - 1;
+        f((h * n + j) * stride + i, (h * (2 * p.kernel_height - 1) + down) * width + right);
+      }
+}
+
 void pack(const PairwiseProblem* p, float* packed) {
   const int64_t n = slots_of(*p), stride = whole_vectors(n);
   std::fill_n(packed, packed_size(p), 0.0f);
+  if (p->kernel_width) return for_pairs(*p, [&](int64_t to, int64_t from) { packed[to] = p->bias[from]; });
   for (int64_t h = 0; h < p->heads; ++h)
     transpose(p->bias + h * n * n, n, n, n, packed + h * n * stride, stride);
 }
 
 void unpack(const PairwiseProblem* p, const float* sums) {
   const int64_t n = slots_of(*p), stride = whole_vectors(n);
+  if (p->kernel_width) return for_pairs(*p, [&](int64_t from, int64_t to) { p->of_bias[to] += sums[from]; });
   for (int64_t h = 0; h < p->heads; ++h)
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) p->of_bias[(h * n + i) * n + j] += sums[(h * n + j) * stride + i];

@@ -21,14 +21,16 @@ void pack(const LocalWeightProblem& p, const void* projection_, const void* bias
           int64_t end) {
   const Shape s(p);
   const T *projection = static_cast<const T*>(projection_), *bias = static_cast<const T*>(bias_);
+  Floats rows(p.groups * p.rank);
   for (int64_t k = begin; k < end; ++k) {
     float* target = static_cast<float*>(packed_) + k * (p.rank + 1) * s.lanes;
     std::fill_n(target, (p.rank + 1) * s.lanes, 0.0f);
     for (int64_t g = 0; g < p.groups; ++g) {
       const T* source = projection + (g * s.taps + k) * p.rank;
-      for (int64_t r = 0; r < p.rank; ++r) target[r * s.lanes + g] = to_float(source[r]);
+      for (int64_t r = 0; r < p.rank; ++r) rows[g * p.rank + r] = to_float(source[r]);
       if (bias) target[p.rank * s.lanes + g] = to_float(bias[g * s.taps + k]);
     }
+    transpose(rows.data(), p.rank, p.groups, p.rank, target, s.lanes);
   }
 }
 

@@ -61,10 +61,11 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    # one more row or column at the end for an even kernel
-    image = F.pad(x, (0, 0, 0, total[1] % 2, 0, total[0] % 2)).permute(0, 3, 1, 2)
+    if any(t % 2 for t in total):
+        # one more row or column at the end for an even kernel
+        x = F.pad(x, (0, 0, 0, total[1] % 2, 0, total[0] % 2))
     padding = [t // 2 for t in total]
-    y = F.conv2d(image, weight, bias, padding=padding, dilation=dilation, groups=x.shape[3])
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, dilation=dilation, groups=x.shape[3])
     return y.permute(0, 2, 3, 1).contiguous()
 
 

@@ -18,6 +18,7 @@ KERNELS = (
     "projected_weight.cpp",
     "pairwise_window.cpp",
     "pairwise_neighborhood.cpp",
+    "window_weight.cpp",
 )
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 INSTRUCTION_SETS = {

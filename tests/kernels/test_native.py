@@ -27,6 +27,9 @@ def problem(operator, size=(9, 11), heads=3):
     if operator == "neighborhood_attention":
         tensors = dict(zip(("query", "key", "value"), qkv, strict=True)) | {"bias": torch.randn(heads, 9, 5)}
         return tensors, {"kernel_size": (5, 3), "dilation": (1, 2)}, torch.randn_like(qkv[0])
+    if operator == "local_mlp":
+        tensors = {"x": x, "weight": torch.randn(3, 20, 20), "bias": torch.randn(3, 20)}
+        return tensors, {"window_size": (4, 5), "shift": (1, 2)}, torch.randn_like(x)
     if operator == "depthwise_convolution":
         tensors = {"x": x, "weight": torch.randn(12, 5, 4), "bias": torch.randn(12)}
         return tensors, {"dilation": (1, 2)}, torch.randn_like(x)

@@ -96,8 +96,8 @@ def refusals(operator: str, x: Tensor | None = None) -> dict[str, str | None]:
 
     None stands for one that can serve: "auto" takes the first of these.
 
-    >>> refusals("local_mlp")["native"]
-    'it has none'
+    >>> refusals("projected_inhomogeneous_convolution")["reference"] is None
+    True
     """
     arguments.choice("operator", operator, OPERATORS)
     return {name: _refusal(name, operator, x, False) for name in _auto}

@@ -3,6 +3,7 @@
 #include "local_weight.h"
 #include "pairwise_weight.h"
 #include "shared_weight.h"
+#include "window_weight.h"
 
 #include <algorithm>
 #include <cstring>
@@ -19,7 +20,8 @@
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
-  extern "C" const SharedWeightKernels localmix_shared_##isa;
+  extern "C" const SharedWeightKernels localmix_shared_##isa; \
+  extern "C" const WindowWeightKernels localmix_window_weight_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
@@ -35,13 +37,14 @@ struct Kernels {
   LocalWeightKernels local_weight;
   const PairwiseKernels *window, *neighborhood;
   const SharedWeightKernels* shared;
+  const WindowWeightKernels* window_weight;
 };
 
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
     {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
      localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
-        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa                                                \
+        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa, &localmix_window_weight_##isa                                                \
   }
 
 // The sets that this processor has, the best one first.
@@ -250,5 +253,32 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
     }
     return 0;
   });
+  return failed;
+}
+
+// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`; units are the
+// windows of all images. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_window_weight(
+    const WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t units, int64_t threads) {
+  const WindowWeightKernels& set = *chosen->window_weight;
+  if (!problem->gradient)
+    return spread(units, threads, [&](int64_t begin, int64_t end, int64_t) {
+      return set.forward(problem, nullptr, nullptr, begin, end);
+    });
+  const int64_t slots = problem->size_height * problem->size_width, biases = problem->groups * slots;
+  const int64_t weights = of_weight ? biases * slots : 0, each = weights + (of_bias ? biases : 0);
+  threads = std::max<int64_t>(std::min(threads, units), 1);
+  const Scratch sums = scratch(each * threads);
+  if (!sums) return 1;
+  const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    float* own = sums.get() + thread * each;
+    return set.backward(problem, of_weight ? own : nullptr, of_bias ? own + weights : nullptr, begin, end);
+  });
+  // in the order of the threads, so that as many threads give the same sum
+  for (int64_t t = 0; t < threads; ++t) {
+    const float* own = sums.get() + t * each;
+    for (int64_t i = 0; i < weights; ++i) of_weight[i] += own[i];
+    for (int64_t i = weights; i < each; ++i) of_bias[i - weights] += own[i];
+  }
   return failed;
 }

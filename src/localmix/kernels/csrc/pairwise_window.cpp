@@ -13,6 +13,7 @@
 #include "pairwise_maps.h"
 #include "product.h"
 #include "softmax.h"
+#include "windows.h"
 
 namespace {
 
@@ -34,30 +35,6 @@ void unpack(const PairwiseProblem* p, const float* sums) {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) p->of_bias[(h * n + i) * n + j] += sums[(h * n + j) * stride + i];
 }
-
-// The positions of a window: `rows` x `columns` of the map from (top, left) on, in its slots from (row, column) on.
-struct Window {
-  Window(const PairwiseProblem& p, int64_t unit) {
-    const int64_t across = (p.before_width + p.width + p.size_width - 1) / p.size_width;
-    const int64_t down = (p.before_height + p.height + p.size_height - 1) / p.size_height;
-    b = unit / (down * across);
-    cut(unit / across % down, p.size_height, p.before_height, p.height, top, row, rows);
-    cut(unit % across, p.size_width, p.before_width, p.width, left, column, columns);
-    whole = rows == p.size_height && columns == p.size_width;
-    positions = rows * columns;
-  }
-
-  static void cut(int64_t index, int64_t size, int64_t before, int64_t length, int64_t& first, int64_t& slot,
-                  int64_t& count) {
-    const int64_t start = index * size - before;
-    first = std::max<int64_t>(start, 0);
-    slot = first - start;
-    count = std::min(start + size, length) - first;
-  }
-
-  int64_t b, top, left, row, column, rows, columns, positions;
-  bool whole;
-};
 
 // Queries of a window that are taken at a time: all of them unless the window is large.
 constexpr int64_t kQueries = 64;
@@ -105,7 +82,7 @@ class Head {
   const float* bias_of(const Window& w, const float* packed) {
     if (!packed || w.whole) return packed;
     for (int64_t j = 0; j < w.positions; ++j) {
-      const float* from = packed + slot(w, j) * slots_ + w.row * p_.size_width + w.column;
+      const float* from = packed + w.slot(p_, j) * slots_ + w.row * p_.size_width + w.column;
       for (int64_t r = 0; r < w.rows; ++r)
         std::copy_n(from + r * p_.size_width, w.columns, bias_.data() + j * line_ + r * w.columns);
     }
@@ -190,22 +167,18 @@ class Head {
   // Adds of_score to the sums of a head, [key slot][query slots].
   void add_to(const Window& w, int64_t first, int64_t count, float* sums) const {
     for (int64_t j = 0; j < w.positions; ++j) {
-      float* line = sums + slot(w, j) * slots_;
+      float* line = sums + w.slot(p_, j) * slots_;
       const float* from = of_score.data() + j * width_;
       if (w.whole) {
         for (int64_t i = 0; i < count; i += kLanes)
           store(line + first + i, load(line + first + i) + load(from + i));
       } else {
-        for (int64_t i = 0; i < count; ++i) line[slot(w, first + i)] += from[i];
+        for (int64_t i = 0; i < count; ++i) line[w.slot(p_, first + i)] += from[i];
       }
     }
   }
 
  private:
-  int64_t slot(const Window& w, int64_t position) const {
-    return (w.row + position / w.columns) * p_.size_width + w.column + position % w.columns;
-  }
-
   const PairwiseProblem& p_;
   // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels
   int64_t n_, width_, line_, slots_, dim_;

@@ -50,11 +50,12 @@ inline void product(const Factor& a, int64_t m, int64_t depth, const float* b, i
                     int64_t c_stride, bool add = false) {
   for_products(m, n, [&](auto rows, auto vectors, int64_t i, int64_t j) {
     Vector sums[rows][vectors] = {};
-    for (int r = 0; add && r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) sums[r][v] = load(c + (i + r) * c_stride + j + v * kLanes);
     multiply(Factor{a.data + i * a.row, a.row, a.depth}, depth, b + j, b_stride, sums);
     for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) store(c + (i + r) * c_stride + j + v * kLanes, sums[r][v]);
+      for (int v = 0; v < vectors; ++v) {
+        float* target = c + (i + r) * c_stride + j + v * kLanes;
+        store(target, add ? load(target) + sums[r][v] : sums[r][v]);
+      }
   });
 }
 

@@ -13,6 +13,7 @@ from localmix.kernels.native.library import MISSING, description
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
 from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
 from localmix.kernels.native.shared_weight import depthwise_convolution, homogeneous_convolution
+from localmix.kernels.native.window_weight import local_mlp
 
 __all__ = [
     "MISSING",
@@ -20,6 +21,7 @@ __all__ = [
     "description",
     "homogeneous_convolution",
     "inhomogeneous_convolution",
+    "local_mlp",
     "neighborhood_attention",
     "projected_inhomogeneous_convolution",
     "refusal",

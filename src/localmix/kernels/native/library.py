@@ -66,6 +66,7 @@ def library() -> ctypes.CDLL:
     library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
     library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
+    library.localmix_window_weight.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2]
     wanted = os.environ.get(_INSTRUCTION_SET)
     if wanted and library.localmix_use_instruction_set(wanted.encode()):
         raise ValueError(f"{_INSTRUCTION_SET}: expected generic, avx2 or avx512, and what the CPU has; got {wanted!r}")

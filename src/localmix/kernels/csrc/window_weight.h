@@ -1,0 +1,24 @@
+// Plain C interface of the kernels whose weights go from each slot of a window to each slot, alike in all windows.
+#pragma once
+
+#include <cstdint>
+
+// Maps lie as [B, H, W, G, D], weight as [G, N, N] and bias as [G, N] in float. What is null is not there or not wanted.
+struct WindowWeightProblem {
+  int64_t batch, height, width, groups, dim;
+  int64_t size_height, size_width;      // of a window
+  int64_t before_height, before_width;  // empty slots before the map
+  int64_t dtype;                        // LocalWeightType
+  const void *x, *gradient;
+  const float *weight, *bias;
+  void *y, *of_x;
+};
+
+// Some windows, 0 if they are done, 1 if memory ran out. Adds the gradients of weight and bias to the sums of a thread,
+// [G, N, N] and [G, N].
+using WindowWeightKernel =
+    int (*)(const WindowWeightProblem*, float* of_weight, float* of_bias, int64_t begin, int64_t end);
+
+struct WindowWeightKernels {
+  WindowWeightKernel forward, backward;
+};

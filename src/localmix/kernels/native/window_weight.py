@@ -1,0 +1,149 @@
+"""Weights from each slot of a window to each slot, alike in all windows: the local MLP."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
+
+Pair = tuple[int, int]
+
+
+def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pair, shift: Pair) -> Tensor:
+    return torch.ops.localmix.native_window_weight(x, weight, bias, window_size, shift)
+
+
+class _Problem(ctypes.Structure):
+    """`WindowWeightProblem` of csrc/window_weight.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("batch", "height", "width", "groups", "dim", "size_height", "size_width"),
+                *("before_height", "before_width", "dtype"),
+            )
+        ),
+        *((name, ctypes.c_void_p) for name in ("x", "gradient", "weight", "bias", "y", "of_x")),
+    ]
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window_size: Sequence[int],
+    shift: Sequence[int],
+    *,
+    of_weight: Tensor | None = None,
+    of_bias: Tensor | None = None,
+    **maps: Tensor | None,
+) -> None:
+    batch, height, width, channels = x.shape
+    groups = len(weight)
+    before = [(size - s) % size for size, s in zip(window_size, shift, strict=True)]
+    down, across = (-(-(b + n) // s) for b, n, s in zip(before, (height, width), window_size, strict=True))
+    sizes = (batch, height, width, groups, channels // groups, *window_size, *before)
+    # kept alive until the kernel is done
+    weight, bias = weight.float().contiguous(), None if bias is None else bias.float().contiguous()
+    problem = _Problem(*sizes, TYPES[x.dtype])
+    for name, t in {"x": x, "weight": weight, "bias": bias, **maps}.items():
+        setattr(problem, name, pointer(t))
+    sums = pointer(of_weight), pointer(of_bias)
+    if library().localmix_window_weight(ctypes.byref(problem), *sums, batch * down * across, num_threads()):
+        raise MemoryError(NO_MEMORY)
+
+
+@torch.library.custom_op("localmix::native_window_weight", mutates_args=(), device_types="cpu")
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int], shift: Sequence[int]
+) -> Tensor:
+    """y[b, i, g, d] = bias[g, i] + sum_j weight[g, i, j] * x[b, j, g, d], i and j slots of a window."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if y.numel():
+        _run(x, weight, bias, window_size, shift, y=y)
+    return y
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int], shift: Sequence[int]) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("localmix::native_window_weight_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    window_size: Sequence[int],
+    shift: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; an empty tensor for one that is not needed."""
+    gradient, x = gradient.contiguous(), x.contiguous()
+    of_x = torch.empty_like(x) if needed[0] else None
+    of_weight = torch.zeros(weight.shape) if needed[1] else None
+    of_bias = torch.zeros(weight.shape[:2]) if needed[2] else None
+    if x.numel():
+        results = {"of_x": of_x, "of_weight": of_weight, "of_bias": of_bias}
+        _run(x, weight, None, window_size, shift, gradient=gradient, **results)
+    none = x.new_empty(0)
+    of_x, of_weight, of_bias = (none.clone() if t is None else t.to(x.dtype) for t in (of_x, of_weight, of_bias))
+    return of_x, of_weight, of_bias
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    window_size: Sequence[int],
+    shift: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, weight.shape[:2])
+    of_x, of_weight, of_bias = (x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True))
+    return of_x, of_weight, of_bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.sizes = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:3]
+    results = _backward(gradient, *ctx.saved_tensors, *ctx.sizes, needed)
+    return *(g if n else None for g, n in zip(results, needed, strict=True)), None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gradient, x, weight, *ctx.sizes, ctx.needed = inputs
+    ctx.save_for_backward(gradient, x, weight)
+
+
+def _gradients_of_gradients(
+    ctx: Any, of_of_x: Tensor, of_of_weight: Tensor, of_of_bias: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The sum is linear in x and in weight, so its second derivatives are the same sums again."""
+    gradient, x, weight = ctx.saved_tensors
+    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
+    if ctx.needed[0]:
+        of_gradient = of_gradient + _forward(of_of_x, weight, None, *ctx.sizes)
+        of_weight = _backward(gradient, of_of_x, weight, *ctx.sizes, (False, True, False))[1]
+    if ctx.needed[1]:
+        of_gradient = of_gradient + _forward(x, of_of_weight, None, *ctx.sizes)
+        of_x = _backward(gradient, x, of_of_weight, *ctx.sizes, (True, False, False))[0]
+    if ctx.needed[2]:
+        of_gradient = of_gradient + _forward(torch.zeros_like(x), weight, of_of_bias, *ctx.sizes)
+    return of_gradient, of_x, of_weight, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from localmix.cli import main
 from localmix.reports.fit_options import parse
@@ -139,7 +140,7 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(fit, 
         (["--model.name=dwnet_nanoo"], "the nearest are dwnet_nano"),
         (["--resume=never.ckpt"], "no such file"),
         (["--weights=none.pth"], "No such file"),
-        (["--data.views=imagenet"], "data.views: expected 'square' for fashion_mnist"),
+        (["--data.views=imagenet"], "data.root: expected images in files or shards, of which data.views"),
         (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
     ],
 )
@@ -287,3 +288,21 @@ def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path))
     assert len(events.Scalars("val_top1")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
+    images, _ = few_images["train"]
+    for index in range(28):
+        name = f"{'train' if index < 24 else 'val'}/{'shoe' if index % 2 else 'other'}/{index}.png"
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index % 24]).save(tmp_path / "images" / name)
+    settings = {"data.root": tmp_path / "images", "data.views": "imagenet", "trainer.max_epochs": 2, "save.every": 1}
+    settings |= {"model.name": "localmlp_nano", "save.keep": 100}
+    assert fit(tmp_path / "whole", **settings) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for path in (tmp_path / "parts").glob("checkpoints/*"):
+        if int(path.stem.removeprefix("step-")) > 4:
+            path.unlink()
+    assert fit(tmp_path / "parts", **{**settings, "data.workers": 2}) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")

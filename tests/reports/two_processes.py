@@ -73,7 +73,7 @@ def at(step, act):
 
     def training_step(self, batch, batch_idx):
         if self.global_step == step:
-            act()
+            act(batch)
         return original(self, batch, batch_idx)
 
     Classification.training_step = training_step
@@ -109,8 +109,18 @@ if ATTEMPT == 0:
     continued("fsdp", "fsdp-resumed", 4)
     status["fsdp-resumed"] = fit("fsdp-resumed", **sharded)
 
+    local = {**RICH, "model.sync_batch_norm": "false"}
+    status["local"] = fit("local", **local)
+    continued("local", "local-resumed", 2)
+    status["local-resumed"] = fit("local-resumed", **local)
+
+    # one of the processes sees what is not finite, both skip the step
+    original = at(2, lambda batch: batch[0].fill_(torch.nan) if RANK == 1 else None)
+    status["poisoned"] = fit("poisoned", **RICH)
+    Classification.training_step = original
+
     # one of the processes hears the signal, both stop
-    original = at(1, lambda: RANK == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    original = at(1, lambda batch: RANK == 1 and os.kill(os.getpid(), signal.SIGTERM))
     status["stopped"] = fit("stopped", **RICH)
     Classification.training_step = original
     status["stopped-resumed"] = fit("stopped", **RICH)
@@ -118,5 +128,5 @@ if ATTEMPT == 0:
 
 seen_images()
 if ATTEMPT == 0:
-    at(5, lambda: RANK == 1 and os.kill(os.getpid(), signal.SIGKILL))
+    at(5, lambda batch: RANK == 1 and os.kill(os.getpid(), signal.SIGKILL))
 assert fit("elastic", **PLAIN, **{"save.every": 2}) == 0

@@ -174,7 +174,10 @@ def _images(data: Namespace, say: Callable[[str], None]) -> Images:
         )
         for split in (images.train, images.validation):
             if not isinstance(split, DecodedImages):
-                raise ValueError(f"data.views: expected 'square' for {data.root}, whose images are stored as pixels")
+                raise ValueError(
+                    f"data.root: expected images in files or shards, of which data.views = imagenet are taken; "
+                    f"got {data.root}, whose images are stored as pixels"
+                )
             split.views = views
     return images
 

@@ -12,10 +12,10 @@ import lightning
 import torch
 from torch import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C; what schedulers send before they kill; what Slurm can send long before (`--signal=USR1@300`)."""
-STOPPED = os.EX_TEMPFAIL
-"""Exit status of a run that was stopped and can go on: 75, on which schedulers requeue."""
+STOPPED = 75
+"""Exit status of a run that was stopped and can go on: EX_TEMPFAIL, on which schedulers requeue."""
 GRACE = 1.0
 """Signals within so many seconds count as one: a launcher may pass on what the terminal sends to all [s]."""
 

@@ -43,8 +43,8 @@ def pointer(t: Tensor | None) -> ctypes.c_void_p:
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one that had loaded us: the threads of OpenMP do not survive that."""
-    return os.getpid() != _PROCESS
+    """Whether this process was forked from one that had used kernels: the threads of OpenMP do not survive that."""
+    return os.getpid() != _first_process()
 
 
 def num_threads() -> int:
@@ -52,7 +52,9 @@ def num_threads() -> int:
     return torch.get_num_threads() if _openmp() and not is_forked() else 1
 
 
-_PROCESS = os.getpid()
+@functools.cache
+def _first_process() -> int:
+    return os.getpid()
 
 
 @functools.cache

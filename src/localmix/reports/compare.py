@@ -25,6 +25,7 @@ from localmix.reports.progress import Bar, Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
 from localmix.tasks.checkpoint import write_atomically
+from localmix.tasks.claim import claim
 from localmix.tasks.data import EMBEDDED, Images, load_images
 from localmix.tasks.loading import loader
 from localmix.tasks.parallel import Events, Job, cpu_cores, train_all
@@ -94,7 +95,8 @@ def compare(
         The content of results.json.
 
     Raises:
-        ValueError: an argument is wrong, or `output` holds runs with other settings; names it.
+        ValueError: an argument is wrong, or `output` holds runs with other settings, or another comparison is at work
+            there; names it.
     """
     nets = _nets(mixers, models, size)
     seeds = _distinct("seeds", seeds)
@@ -112,7 +114,7 @@ def compare(
     threads = max(1, cores // positive("processes", processes))
     workers = min(8, threads) if workers is None else workers
     output = Path(output)
-    with Display() as display:
+    with claim(output), Display() as display:
         images = load_images(
             data,
             img_size=img_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.watch import Watch
 from localmix.tasks.checkpoint import load_checkpoint, write_atomically
+from localmix.tasks.claim import claim
 from localmix.tasks.data import Images, load_images
 from localmix.tasks.distribution import is_helper, placement
 from localmix.tasks.guard import Guard, NonFinite
@@ -25,7 +27,7 @@ from localmix.tasks.loading import DecodedImages
 from localmix.tasks.record import Record
 from localmix.tasks.saving import Saving, newest_checkpoint
 from localmix.tasks.stopping import STOPPED, Stopped, Stopping
-from localmix.tasks.training import batches, fit, loaders, new_task, new_trainer
+from localmix.tasks.training import PATIENCE, batches, fit, loaders, new_task, new_trainer
 from localmix.tasks.views import ImageNetViews
 from localmix.tasks.weights import load_weights
 from localmix.tasks.workers import default_workers
@@ -36,9 +38,9 @@ CONFIG, RUN = "config.yaml", "run.json"
 def main(arguments: Sequence[str]) -> int:
     """Run `localmix fit`; gives the exit status: 0 done, 1 not finite, 75 stopped by a signal and ready to go on."""
     settings, text = parse(arguments)
-    with Display() as display:
+    with Display() as display, ExitStack() as claims:
         try:
-            run(settings, text, display)
+            run(settings, text, display, claims)
         except Stopped:
             if not distributed.is_initialized() or distributed.get_rank() == 0:
                 display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
@@ -49,12 +51,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(settings: Namespace, text: str, display: Display) -> None:
-    """Train as the settings say; `text` is their YAML."""
+def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> None:
+    """Train as the settings say; `text` is their YAML, and `claims` ends when nothing is written any more."""
     folder, options = Path(settings.output), settings.trainer.as_dict()
     placed = placement(**{name: options.pop(name) for name in ("accelerator", "devices", "num_nodes", "strategy")})
     trainer = new_trainer(folder, **placed, **options)
     say: Callable[[str], None] = display.say if trainer.is_global_zero else lambda text: None
+    if trainer.is_global_zero:
+        claims.enter_context(claim(folder, patience=PATIENCE))
     resumed = _checkpoint(settings, folder, say)
     images = _images(settings.data, say)
     device = trainer.strategy.root_device.type

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from localmix.tasks.checkpoint import load_checkpoint
+from localmix.tasks.claim import claim
 from localmix.tasks.classification import Classification
 from localmix.tasks.data import Images
 from localmix.tasks.loading import loader
@@ -27,6 +28,8 @@ from localmix.tasks.views import seed_generators
 
 CLIP = 5.0
 """Largest norm of the gradient."""
+PATIENCE = 120.0
+"""How long a run waits for one in the same folder whose parent was killed: it ends with its step or validation [s]."""
 
 
 def train(
@@ -53,8 +56,27 @@ def train(
 
     Returns:
         Metrics of the last epoch, the losses of the first and the last tenth of the steps, and the time.
+
+    Raises:
+        ValueError: another process trains in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder, patience=PATIENCE):
+        return _train(recipe, images, folder, epochs, batch_size, seed, augment, device, workers, on_step, on_epoch)
+
+
+def _train(
+    recipe: dict[str, Any],
+    images: Images,
+    folder: Path,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    augment: bool,
+    device: str,
+    workers: int,
+    on_step: OnStep,
+    on_epoch: OnEpoch,
+) -> dict[str, Any]:
     path = folder / CHECKPOINT
     resumed = load_checkpoint(path) if path.exists() else None
     trainer = new_trainer(

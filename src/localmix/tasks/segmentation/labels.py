@@ -105,7 +105,9 @@ def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from None
 
 
-def draw(labels: np.ndarray, labelling: Labelling, image: Image.Image | None = None, *, opacity: float = 0.6) -> Image.Image:
+def draw(
+    labels: np.ndarray, labelling: Labelling, image: Image.Image | None = None, *, opacity: float = 0.6
+) -> Image.Image:
     """A label map in its colours, void in black; over its image if one is given."""
     table = np.array([*labelling.colours, (0, 0, 0)], dtype=np.uint8)  # IGNORED is the last
     drawn = Image.fromarray(table[labels], "RGB")
@@ -140,7 +142,7 @@ CAMVID = Labelling(
 @cache
 def ade20k() -> Labelling:
     """ADE20K's 150 classes of scene parsing, by the names and colours of the data set; 0 is void, wall is 1."""
-    with resources.files(__package__).joinpath("ade20k.csv").open() as file:
+    with resources.files("localmix.tasks.segmentation").joinpath("ade20k.csv").open() as file:
         rows = list(csv.DictReader(file))
     return Labelling(
         classes=tuple(row["name"] for row in rows),

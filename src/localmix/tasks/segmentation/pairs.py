@@ -152,5 +152,7 @@ def _problems_of(image: Path, labels: Path, labelling: Labelling) -> list[str]:
         problems.append(str(error))
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         (width, height), (labels_width, labels_height) = sizes
-        problems.append(f"{labels}: expected the size of its image, {width}x{height}, got {labels_width}x{labels_height}")
+        problems.append(
+            f"{labels}: expected the size of its image, {width}x{height}, got {labels_width}x{labels_height}"
+        )
     return problems

@@ -1,0 +1,152 @@
+"""What the values of a label map mean, and how a label map is read."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from localmix.tasks.images import CorruptImage
+
+IGNORED = -1
+"""Label of a pixel that counts nowhere."""
+SHALLOW = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies the values of a grey PNG of 2 and 4 bits by."""
+
+Colour: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The classes of label maps and how their files store them.
+
+    Args:
+        classes: their names.
+        colours: RGB of each, to draw them with; by default hues that differ.
+        first: stored value of the first class; the others follow.
+        void: stored values that are ignored.
+
+    Raises:
+        ValueError: there is no class, a void value is one of a class, or there are not as many colours as classes.
+    """
+
+    classes: tuple[str, ...]
+    colours: tuple[Colour, ...] = ()
+    first: int = 0
+    void: tuple[int, ...] = (255,)
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("classes: expected at least one name, got none")
+        if not self.colours:
+            object.__setattr__(self, "colours", tuple(_hue(i) for i in range(len(self.classes))))
+        if len(self.colours) != len(self.classes):
+            raise ValueError(f"colours: expected one for each of {len(self.classes)} classes, got {len(self.colours)}")
+        used = [value for value in self.void if 0 <= value - self.first < len(self.classes)]
+        if used:
+            raise ValueError(
+                f"void: expected values that no class has, got {used}; the classes have "
+                f"{self.first} to {self.first + len(self.classes) - 1}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def labels(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values to classes from 0 and `IGNORED`, int32.
+
+        Raises:
+            ValueError: a value is that of no class, and not void.
+        """
+        labels = stored.astype(np.int32) - np.int32(self.first)
+        void = np.isin(stored, self.void)
+        wrong = ~void & ((labels < 0) | (labels >= self.num_classes))
+        if wrong.any():
+            values = np.unique(stored[wrong])
+            more = f" and {len(values) - 10} more" if len(values) > 10 else ""
+            raise ValueError(
+                f"expected values {self.first} to {self.first + self.num_classes - 1}, or void: "
+                f"{', '.join(map(str, self.void))}; got {', '.join(map(str, values[:10]))}{more}"
+            )
+        labels[void] = IGNORED
+        return labels
+
+
+def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
+    """The classes of a label map, int32 [H, W]; what is void is `IGNORED`.
+
+    Grey of 1 to 16 bits, or a palette, whose indices count and not its colours.
+
+    Raises:
+        CorruptImage: the file cannot be decoded (a ValueError).
+        ValueError: it is no label map, or has values of no class; begins with the name of the file.
+    """
+    try:
+        with Image.open(path) as image:
+            raw = image.tile[0].args if image.tile else ""
+            mode, stored = image.mode, np.asarray(image)
+    except Exception as error:
+        raise CorruptImage(f"{path}: cannot be decoded as an image ({error or type(error).__name__})") from error
+    if stored.ndim != 2 or stored.dtype.kind not in "uib":
+        raise ValueError(f"{path}: expected a label map of one channel of integers, or with a palette, got mode {mode}")
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    try:
+        return labelling.labels(stored // SHALLOW.get(str(raw), 1) if stored.dtype != bool else stored.astype(np.uint8))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def draw(
+    labels: np.ndarray, labelling: Labelling, image: Image.Image | None = None, *, opacity: float = 0.6
+) -> Image.Image:
+    """A label map in its colours, void in black; over its image if one is given."""
+    table = np.array([*labelling.colours, (0, 0, 0)], dtype=np.uint8)  # IGNORED is the last
+    drawn = Image.fromarray(table[labels], "RGB")
+    return drawn if image is None else Image.blend(image.convert("RGB"), drawn, opacity)
+
+
+def _hue(index: int) -> Colour:
+    """Hues a golden section apart, in three lightnesses."""
+    red, green, blue = colorsys.hls_to_rgb(index * 0.6180339887 % 1, (0.5, 0.35, 0.65)[index % 3], 0.8)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+CAMVID = Labelling(
+    classes=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    void=(11, 255),
+)
+"""CamVid with 11 classes."""
+
+
+@cache
+def ade20k() -> Labelling:
+    """ADE20K's 150 classes of scene parsing, by the names and colours of the data set; 0 is void, wall is 1."""
+    with resources.files("localmix.tasks.segmentation").joinpath("ade20k.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return Labelling(
+        classes=tuple(row["name"] for row in rows),
+        colours=tuple((*bytes.fromhex(row["colour"][1:]),) for row in rows),  # ty: ignore[invalid-argument-type]
+        first=1,
+        void=(0,),
+    )

@@ -37,13 +37,12 @@ def test_anchors_beyond_the_image_are_not_trained_on(proposals):
 
 
 def test_an_object_has_its_best_anchor_from_three_tenths_on(proposals):
-    """IoUs of 0.4, 0.35 and 0.2 with one object each: the best counts though it is below 0.7, but not below 0.3."""
+    """IoUs of 0.4, 0.44 and 0 with the object: the best counts though it is below 0.7."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [60, 60, 70, 70]])
     size = torch.tensor([100, 100])
     labels, _ = proposals.assign_targets_to_anchors(
         [anchors], [{"boxes": torch.tensor([[0.0, 0, 10, 4]]), "size": size}]
     )
-    # 0.4 and 0.444
     assert labels[0].tolist() == [-1, 1, 0]
 
 

@@ -6,6 +6,7 @@ import torch
 import torchvision
 
 from localmix.tasks.cascade_mask_rcnn import cascade_mask_rcnn
+from localmix.tasks.coco import CocoImages
 
 
 @pytest.fixture
@@ -36,18 +37,30 @@ def total(net, *scenes):
     return sum(losses.values())
 
 
-def test_learns_one_batch_and_finds_its_objects(detector):
-    net = detector()
-    scenes = [scene(96, 128, (10, 20, 60, 70), (70, 30, 120, 90)), scene(120, 90, (5, 5, 50, 60), (30, 70, 80, 110))]
+def train(net, scenes, steps):
+    """Losses of so many steps on one batch."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
     history = []
-    for _ in range(60):
+    for _ in range(steps):
         loss = total(net, *scenes)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimiser.step()
         history.append(loss.item())
+    return history
+
+
+def test_learns_two_photographs(detector, coco_subset):
+    images = CocoImages(*coco_subset(2))
+    history = train(detector(num_classes=80), [images[0], images[1]], 6)
+    assert sum(history[-2:]) < 0.8 * sum(history[:2])
+
+
+def test_finds_the_objects_it_has_learnt(detector):
+    net = detector(min_size=64, max_size=96)
+    scenes = [scene(64, 96, (8, 15, 45, 52)), scene(80, 64, (5, 5, 40, 40), (20, 46, 56, 74))]
+    history = train(net, scenes, 40)
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
     with torch.no_grad():
         found = net.eval()([image for image, _ in scenes])
@@ -86,7 +99,7 @@ def test_training_goes_on_where_no_proposal_is_left(detector, monkeypatch):
 def test_answers_as_torchvision_does(detector):
     net = detector(min_score=0.0).eval()
     theirs = torchvision.models.detection.maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64, box_score_thresh=0.0
+        weights=None, weights_backbone=None, num_classes=4, min_size=32, max_size=48, box_score_thresh=0.0
     ).eval()
     images = [torch.rand(3, 97, 61), torch.rand(3, 133, 80)]
     with torch.no_grad():
@@ -149,8 +162,7 @@ def test_bfloat16_rounds_no_box(detector):
             (detection,) = net.eval()([image])
     assert loss.dtype == torch.float32
     assert {detection[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
-    fractions = detection["boxes"].frac()
-    assert not torch.equal(detection["boxes"], detection["boxes"].bfloat16().float()) or not fractions.any()
+    assert not torch.equal(detection["boxes"], detection["boxes"].bfloat16().float())
 
 
 @pytest.mark.parametrize(

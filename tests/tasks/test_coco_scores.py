@@ -35,7 +35,7 @@ def test_the_truth_scores_one(images):
     found = scores.compute()
     assert found.box == pytest.approx(dict.fromkeys(NAMES, 1.0))
     assert found.mask == pytest.approx(dict.fromkeys(NAMES, 1.0))
-    assert {box for count, box, _ in found.classes.values() if count} == {pytest.approx(1.0)}
+    assert all(box == mask == pytest.approx(1.0) for count, box, mask in found.classes.values() if count)
 
 
 def test_equals_pycocotools(images, tmp_path, capsys):

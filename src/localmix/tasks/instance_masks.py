@@ -35,7 +35,9 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor
     x0, y0, x1, y1 = boxes.float().unbind(1)
     rows = _hats(y0, y1, masks.shape[1], height)
     columns = _hats(x0, x1, masks.shape[2], width)
-    return rows @ masks.float() @ columns.transpose(1, 2)
+    # autocast would round the sums to eight bits
+    with torch.autocast(masks.device.type, enabled=False):
+        return rows @ masks.float() @ columns.transpose(1, 2)
 
 
 def _hats(start: Tensor, end: Tensor, size: int, length: int) -> Tensor:

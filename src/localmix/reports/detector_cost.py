@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from localmix.arguments import Size
@@ -39,6 +38,7 @@ def detector_cost(
     By the convention of mmdetection, from which the figures of the papers are: an image of 1280 x 800, 1000 proposals
     through every box head and 100 through every mask head.
 
+    >>> import torch
     >>> from localmix.tasks.cascade_mask_rcnn import cascade_mask_rcnn
     >>> with torch.device("meta"):
     ...     detector = cascade_mask_rcnn("dwnet_tiny")

@@ -133,6 +133,23 @@ def test_boxes_of_a_stage_come_from_the_one_in_front_and_objects_are_added_once(
     assert all(not box.requires_grad for box in seen)
 
 
+def test_an_object_moves_by_its_own_class_and_ground_by_the_best_one(cascade, monkeypatch):
+    for head in cascade.box_heads:
+        torch.nn.init.zeros_(head.classifier.weight)
+        head.classifier.bias.data.copy_(torch.tensor([9.0, 0, 0, 0, 3, 0]))
+    truth = random_boxes(3)
+    target = {"boxes": truth, "labels": torch.tensor([1, 2, 3]), "masks": torch.ones(3, *SIZE, dtype=torch.uint8)}
+    drawn, used, sample, refine = [], [], cascade.sample, cascade.refine
+    monkeypatch.setattr(cascade, "sample", lambda *args: drawn.append(sample(*args)) or drawn[-1])
+    monkeypatch.setattr(cascade, "refine", lambda *args: used.append(args[3]) or refine(*args))
+    maps = [torch.randn(1, 4, 128 // s, 128 // s) for s in (4, 8, 16, 32)]
+    cascade.losses(maps, [proposals_around(truth)], [SIZE], [target])
+    for one, classes in zip(drawn, used, strict=True):
+        assert {0, 1, 2, 3} == set(one.labels.tolist())
+        # classes count from 0: the best one is the fourth, whatever the ground has
+        assert torch.equal(classes, torch.where(one.labels > 0, one.labels - 1, 3))
+
+
 def test_losses_are_weighted_by_stage(cascade):
     """With heads that know nothing the loss of classes is the logarithm of their number, times the weight."""
     for head in cascade.box_heads:

@@ -1,3 +1,7 @@
+import json
+import zipfile
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -29,3 +33,26 @@ def few_images(monkeypatch):
     whole = {split: fashion_mnist.load(split) for split in numbers}
     monkeypatch.setattr(fashion_mnist, "load", lambda split: tuple(array[: numbers[split]] for array in whole[split]))
     return load_images(img_size=16)
+
+
+@pytest.fixture(scope="session")
+def coco_subset(tmp_path_factory):
+    """Real images of COCO and their annotations: coco_subset(number) -> json file, folder; of `shared/data`."""
+    archive = Path(__file__).parents[3] / "shared" / "data" / "coco_subset_q80.zip"
+    if not archive.exists():
+        pytest.skip(f"needs the images in {archive.name}, which are no part of the repository")
+    root = tmp_path_factory.mktemp("coco")
+
+    def extract(number):
+        file, folder = root / f"{number}.json", root / "coco_subset" / "val2017"
+        if not file.exists():
+            with zipfile.ZipFile(archive) as content:
+                whole = json.loads(content.read("coco_subset/annotations/instances_val2017.json"))
+                images = whole["images"][:number]
+                content.extractall(root, [f"coco_subset/val2017/{image['file_name']}" for image in images])
+            ids = {image["id"] for image in images}
+            annotations = [item for item in whole["annotations"] if item["image_id"] in ids]
+            file.write_text(json.dumps({**whole, "images": images, "annotations": annotations}))
+        return file, folder
+
+    return extract

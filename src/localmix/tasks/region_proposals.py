@@ -1,0 +1,103 @@
+"""Region proposals as Cascade Mask R-CNN has them: torchvision's network, with anchors of one scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+SCALE = 8
+RATIOS = (0.5, 1.0, 2.0)
+
+
+class Anchors(nn.Module):
+    """Boxes of one scale and three ratios around the corner of each cell of each level.
+
+    An anchor of a level has the area (8 stride)^2 and the ratio height / width r. Its centre is stride * (column, row).
+    Coordinates are float32 whatever the maps are: bfloat16 would round them to several pixels.
+
+    Shapes: images, maps of the levels [B, C, h, w] -> for each image [sum of 3 h w, 4], (x0, y0, x1, y1) in pixels.
+    """
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.strides = strides
+
+    def num_anchors_per_location(self) -> list[int]:
+        return [len(RATIOS)] * len(self.strides)
+
+    def forward(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
+        levels = []
+        for stride, m in zip(self.strides, maps, strict=True):
+            y = stride * torch.arange(m.shape[2], device=m.device, dtype=torch.float32)
+            x = stride * torch.arange(m.shape[3], device=m.device, dtype=torch.float32)
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            height = torch.tensor(RATIOS, device=m.device).sqrt() * (SCALE * stride / 2)
+            width = (SCALE * stride / 2) ** 2 / height
+            half = torch.stack([-width, -height, width, height], 1)
+            levels.append((torch.stack([x, y, x, y], 2)[:, :, None] + half).view(-1, 4))
+        return [torch.cat(levels)] * len(images.image_sizes)
+
+
+class _Head(RPNHead):
+    """Its predictions as float32, for proposals that are exact to a pixel under autocast."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [m.float() for m in logits], [m.float() for m in deltas]
+
+
+class RegionProposals(RegionProposalNetwork):
+    """Proposals and, in training, their losses "loss_objectness" and "loss_rpn_box_reg".
+
+    An anchor is an object at an IoU of 0.7 or more, or where it is the best of an object with 0.3 or more, and ground
+    below 0.3. Anchors that reach beyond the image are not trained on (unless all do). 256 anchors of an image count,
+    half of them objects where there are so many. 2000 proposals in training and 1000 in test, of NMS at 0.7 in each
+    level.
+
+    Args:
+        channels: of the maps.
+        strides: of the levels [pixels].
+    """
+
+    def __init__(self, channels: int, strides: tuple[int, ...]) -> None:
+        anchors: Any = Anchors(strides)
+        top = {"training": 2000, "testing": 1000}
+        super().__init__(
+            anchors,
+            _Head(channels, len(RATIOS)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=top,
+            post_nms_top_n=top,
+            nms_thresh=0.7,
+        )
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        if targets is not None:
+            sizes = [torch.tensor(size) for size in images.image_sizes]
+            targets = [{"boxes": target["boxes"], "size": size} for target, size in zip(targets, sizes, strict=True)]
+        return super().forward(images, features, targets)
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each image: 1 object, 0 ground, -1 neither, for each anchor; and its box of the ground truth."""
+        labels, boxes = [], []
+        for all_anchors, target in zip(anchors, targets, strict=True):
+            height, width = target["size"].tolist()
+            x0, y0, x1, y1 = all_anchors.unbind(1)
+            inside = (x0 >= 0) & (y0 >= 0) & (x1 < width) & (y1 < height)
+            if not inside.any():
+                inside = torch.ones_like(inside)
+            (label,), (box,) = super().assign_targets_to_anchors([all_anchors[inside]], [target])
+            labels.append(label.new_full(inside.shape, -1).masked_scatter(inside, label))
+            boxes.append(all_anchors.clone().masked_scatter(inside[:, None], box.to(all_anchors.dtype)))
+        return labels, boxes

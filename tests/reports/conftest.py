@@ -5,6 +5,9 @@ from localmix.cli import main
 from localmix.tasks import fashion_mnist
 from localmix.tasks.checkpoint import load_checkpoint
 
+# a program for torchrun, which pytest would run to look for examples in it
+collect_ignore = ["two_processes.py"]
+
 
 @pytest.fixture(scope="module")
 def few_images():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -114,7 +115,7 @@ def compare(
     threads = max(1, cores // positive("processes", processes))
     workers = min(8, threads) if workers is None else workers
     output = Path(output)
-    with claim(output), Display() as display:
+    with Display() as display, ExitStack() as claims:
         images = load_images(
             data,
             img_size=img_size,
@@ -137,6 +138,7 @@ def compare(
             "device": device,
         }
         costs = {model: _cost(model, images) for model in nets}
+        claims.enter_context(claim(output))
         runs = [
             Run(output / model / f"seed-{seed}", {"model": model, "seed": seed, **settings})
             for seed in seeds

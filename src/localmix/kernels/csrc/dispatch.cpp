@@ -44,7 +44,8 @@ struct Kernels {
   {                                                                                                         \
     {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
      localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
-        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa, &localmix_window_weight_##isa                                                \
+        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                       \
+        &localmix_window_weight_##isa                                                                       \
   }
 
 // The sets that this processor has, the best one first.
@@ -210,7 +211,8 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
   return failed;
 }
 
-// y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran out.
+// y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran
+// out.
 LOCALMIX_PUBLIC int localmix_shared_weight(
     SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads) {
   const int64_t blocks = (problem->channels + 15) / 16, taps = problem->kernel_height * problem->kernel_width;
@@ -256,8 +258,8 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
   return failed;
 }
 
-// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`; units are the
-// windows of all images. 0 if it is done, 1 if memory ran out.
+// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`; units are
+// the windows of all images. 0 if it is done, 1 if memory ran out.
 LOCALMIX_PUBLIC int localmix_window_weight(
     const WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t units, int64_t threads) {
   const WindowWeightKernels& set = *chosen->window_weight;

@@ -2,12 +2,11 @@
 #pragma once
 
 #include "floats.h"
+#include "kernels.h"
 #include "numbers.h"
 #include "pairwise_weight.h"
-#include "local_weight.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 namespace {
@@ -36,28 +35,4 @@ inline void write(const float* source, int64_t dim, float factor, T* target) {
   for (int64_t d = 0; d < dim; ++d) target[d] = from_float<T>(source[d] * factor);
 }
 
-using TypedPairwiseKernel = void (*)(const PairwiseProblem&, const PairwiseBias&, int64_t, int64_t);
-
-template <TypedPairwiseKernel F32, TypedPairwiseKernel BF16, TypedPairwiseKernel F16>
-int run(const PairwiseProblem* p, const PairwiseBias* bias, int64_t begin, int64_t end) {
-  try {
-    (p->dtype == kFloat32 ? F32 : p->dtype == kBFloat16 ? BF16 : F16)(*p, *bias, begin, end);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
 }  // namespace
-
-#define LOCALMIX_NAME_(name, isa) localmix_##name##_##isa
-#define LOCALMIX_NAME(name, isa) LOCALMIX_NAME_(name, isa)
-
-// What an instruction set has, under one name.
-#define LOCALMIX_PAIRWISE_KERNELS(name)                                                                           \
-  extern "C" {                                                                                                    \
-  extern const PairwiseKernels LOCALMIX_NAME(name, LOCALMIX_ISA);                                                 \
-  const PairwiseKernels LOCALMIX_NAME(name, LOCALMIX_ISA) = {                                                     \
-      run<forward<float>, forward<BFloat16>, forward<Float16>>,                                                   \
-      run<backward<float>, backward<BFloat16>, backward<Float16>>, packed_size, pack, unpack};                    \
-  }

@@ -269,7 +269,7 @@ void for_residues(const PairwiseProblem& p, const Axis& rows, int64_t begin, int
 }
 
 template <typename T>
-void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   const Axis rows(p.height, p.size_height, p.dilation_height), columns(p.width, p.size_width, p.dilation_width);
   const int64_t of_head = packed_size(&p) / p.heads;
   Rows keys(p, columns, true), values(p, columns, false);
@@ -277,7 +277,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, 
   Floats query(p.dim), y(whole_vectors(p.dim));
   for_residues(p, rows, begin, end, [&](int64_t b, int64_t first, int64_t last) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const float* added = bias.packed ? bias.packed + h * of_head : nullptr;
+      const float* added = bias->packed ? bias->packed + h * of_head : nullptr;
       int64_t loaded = rows.steps[first].start;
       for (int64_t line = first; line < last; ++line) {
         const auto& row = rows.steps[line];
@@ -299,7 +299,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, 
 }
 
 template <typename T>
-void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   const Axis rows(p.height, p.size_height, p.dilation_height), columns(p.width, p.size_width, p.dilation_width);
   const int64_t of_head = packed_size(&p) / p.heads, dim = whole_vectors(p.dim);
   Rows keys(p, columns, true), values(p, columns, true), of_keys(p, columns, false), of_values(p, columns, false);
@@ -310,7 +310,7 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
     // the steps whose gradients are ours; queries further off reach into them
     const int64_t low = first - residue, high = last - residue;
     for (int64_t h = 0; h < p.heads; ++h) {
-      const float* added = bias.packed ? bias.packed + h * of_head : nullptr;
+      const float* added = bias->packed ? bias->packed + h * of_head : nullptr;
       int64_t loaded = -1, complete = low;
       auto finish = [&](int64_t until) {
         for (; complete < std::min(until, high); ++complete) {
@@ -339,7 +339,7 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
           const float inverse = weights.soften(row, column, added);
           weights.dot(row, column, gradient.data(), values, weights.of_weight.data());
           weights.harden(row, column, inverse);
-          if (is_ours && bias.sums) weights.add_to(row, column, bias.sums + h * of_head);
+          if (is_ours && bias->sums) weights.add_to(row, column, bias->sums + h * of_head);
           if (is_ours && p.of_query) {
             weights.mix(row, column, weights.of_weight, keys, result.data());
             write(result.data(), p.dim, float(p.scale), at<T>(p, p.of_query, b, row.position, column.position, h));
@@ -358,4 +358,5 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
 
 }  // namespace
 
-LOCALMIX_PAIRWISE_KERNELS(neighborhood)
+LOCALMIX_KERNELS(
+    PairwiseKernels, neighborhood, LOCALMIX_RUN(forward), LOCALMIX_RUN(backward), packed_size, pack, unpack)

@@ -208,7 +208,7 @@ class Head {
 };
 
 template <typename T>
-void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   Head head(p, false);
   const int64_t of_head = packed_size(&p) / p.heads;
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -217,7 +217,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, 
       head.read_map<T>(w, p.query, h, float(p.scale), head.query);
       head.read_map<T>(w, p.key, h, 1.0f, head.key);
       head.read_map<T>(w, p.value, h, 1.0f, head.value);
-      const float* added = head.bias_of(w, bias.packed ? bias.packed + h * of_head : nullptr);
+      const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
       Head::for_queries(w, [&](int64_t first, int64_t count) {
         head.dot(w, head.key, head.query, first, count, head.weight);
         head.soften(w, count, added ? added + first : nullptr);
@@ -230,7 +230,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, 
 }
 
 template <typename T>
-void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin, int64_t end) {
+void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   Head head(p, true);
   const int64_t of_head = packed_size(&p) / p.heads;
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -240,13 +240,13 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
       head.read_map<T>(w, p.key, h, 1.0f, head.key);
       head.read_map<T>(w, p.value, h, 1.0f, head.value);
       head.read_map<T>(w, p.gradient, h, 1.0f, head.gradient);
-      const float* added = head.bias_of(w, bias.packed ? bias.packed + h * of_head : nullptr);
+      const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
       Head::for_queries(w, [&](int64_t first, int64_t count) {
         head.dot(w, head.key, head.query, first, count, head.weight);
         head.soften(w, count, added ? added + first : nullptr);
         head.dot(w, head.value, head.gradient, first, count, head.of_score);
         head.harden(w, count);
-        if (bias.sums) head.add_to(w, first, count, bias.sums + h * of_head);
+        if (bias->sums) head.add_to(w, first, count, bias->sums + h * of_head);
         if (p.of_value) head.mix_queries(w, head.weight, head.gradient, first, count, head.of_value);
         if (p.of_key) head.mix_queries(w, head.of_score, head.query, first, count, head.of_key);
         if (p.of_query) head.mix_keys(w, head.of_score, head.key, first, count);
@@ -260,4 +260,5 @@ void backward(const PairwiseProblem& p, const PairwiseBias& bias, int64_t begin,
 
 }  // namespace
 
-LOCALMIX_PAIRWISE_KERNELS(window)
+LOCALMIX_KERNELS(
+    PairwiseKernels, window, LOCALMIX_RUN(forward), LOCALMIX_RUN(backward), packed_size, pack, unpack)

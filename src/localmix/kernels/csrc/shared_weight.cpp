@@ -9,12 +9,11 @@
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
 #include "shared_weight.h"
-#include "local_weight.h"
+#include "kernels.h"
 #include "floats.h"
 #include "numbers.h"
 
 #include <algorithm>
-#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -287,29 +286,7 @@ void backward_weight(const SharedWeightProblem& p, const void* x_, const void* g
   }
 }
 
-using TypedKernel = void (*)(
-    const SharedWeightProblem&, const void*, const void*, const void*, void*, int64_t, int64_t);
-
-template <TypedKernel F32, TypedKernel BF16, TypedKernel F16>
-int run(const SharedWeightProblem* p, const void* a, const void* b, const void* c, void* out, int64_t begin,
-        int64_t end) {
-  try {
-    (p->dtype == kFloat32 ? F32 : p->dtype == kBFloat16 ? BF16 : F16)(*p, a, b, c, out, begin, end);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
 }  // namespace
 
-#define LOCALMIX_NAME_(name, isa) localmix_##name##_##isa
-#define LOCALMIX_NAME(name, isa) LOCALMIX_NAME_(name, isa)
-
-extern "C" {
-extern const SharedWeightKernels LOCALMIX_NAME(shared, LOCALMIX_ISA);
-const SharedWeightKernels LOCALMIX_NAME(shared, LOCALMIX_ISA) = {
-    run<pack<float>, pack<BFloat16>, pack<Float16>>,
-    run<forward<float>, forward<BFloat16>, forward<Float16>>,
-    run<backward_weight<float>, backward_weight<BFloat16>, backward_weight<Float16>>};
-}
+LOCALMIX_KERNELS(
+    SharedWeightKernels, shared, LOCALMIX_RUN(pack), LOCALMIX_RUN(forward), LOCALMIX_RUN(backward_weight))

@@ -2,14 +2,14 @@
 //
 //   y[i, g, d] = bias[g, i] + sum over the slots j of the window of i of  weight[g, i, j] * x[j, g, d]
 //
-// A window and group at a time is a product of two small matrices in the first-level cache; there is no partition and no
-// padding. A cut window holds fewer positions: it takes the rows and columns of its slots.
+// A window and group at a time is a product of two small matrices in the first-level cache; there is no partition and
+// no padding. A cut window holds fewer positions: it takes the rows and columns of its slots.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
 #include "window_weight.h"
 #include "floats.h"
-#include "local_weight.h"
+#include "kernels.h"
 #include "numbers.h"
 #include "product.h"
 #include "windows.h"
@@ -147,26 +147,6 @@ void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, in
   }
 }
 
-using TypedKernel = void (*)(const WindowWeightProblem&, float*, float*, int64_t, int64_t);
-
-template <TypedKernel F32, TypedKernel BF16, TypedKernel F16>
-int run(const WindowWeightProblem* p, float* of_weight, float* of_bias, int64_t begin, int64_t end) {
-  try {
-    (p->dtype == kFloat32 ? F32 : p->dtype == kBFloat16 ? BF16 : F16)(*p, of_weight, of_bias, begin, end);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
 }  // namespace
 
-#define LOCALMIX_NAME_(name, isa) localmix_##name##_##isa
-#define LOCALMIX_NAME(name, isa) LOCALMIX_NAME_(name, isa)
-
-extern "C" {
-extern const WindowWeightKernels LOCALMIX_NAME(window_weight, LOCALMIX_ISA);
-const WindowWeightKernels LOCALMIX_NAME(window_weight, LOCALMIX_ISA) = {
-    run<forward<float>, forward<BFloat16>, forward<Float16>>,
-    run<backward<float>, backward<BFloat16>, backward<Float16>>};
-}
+LOCALMIX_KERNELS(WindowWeightKernels, window_weight, LOCALMIX_RUN(forward), LOCALMIX_RUN(backward))

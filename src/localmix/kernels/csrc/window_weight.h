@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-// Maps lie as [B, H, W, G, D], weight as [G, N, N] and bias as [G, N] in float. What is null is not there or not wanted.
+// Maps lie as [B, H, W, G, D], weight as [G, N, N] and bias as [G, N] in float. What is null is not there or not
+// wanted.
 struct WindowWeightProblem {
   int64_t batch, height, width, groups, dim;
   int64_t size_height, size_width;      // of a window

@@ -101,7 +101,7 @@ def poison(batch):
     return torch.full_like(batch[0], math.nan), batch[1]
 
 
-def test_a_step_that_is_not_finite_leaves_no_trace(fit, assert_same, tmp_path, in_front_of, capsys):
+def test_a_step_that_is_not_finite_leaves_no_trace(fit, assert_same, few_images, tmp_path, in_front_of, capsys):
     in_front_of(lambda task, batch, index: poison(batch) if index == 5 else None)
     assert fit(tmp_path, **RICH) == 0
     assert "step 3: loss nan, norm of the gradient nan; step skipped (1 failures in a row)" in capsys.readouterr().err
@@ -112,7 +112,9 @@ def test_a_step_that_is_not_finite_leaves_no_trace(fit, assert_same, tmp_path, i
     assert load_checkpoint(tmp_path / "checkpoint.ckpt")["callbacks"]["Guard"] == {"failures": 1, "skipped": 3}
 
 
-def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(fit, tmp_path, in_front_of, capsys):
+def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
+    fit, few_images, tmp_path, in_front_of, capsys
+):
     in_front_of(lambda task, batch, index: poison(batch) if task.global_step >= 2 else None)
     assert fit(tmp_path, max_non_finite=3, **{"trainer.max_epochs": 2}) == 1
     error = capsys.readouterr().err

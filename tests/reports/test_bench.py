@@ -6,7 +6,7 @@ import torch
 
 from localmix import kernels
 from localmix.cli import main
-from localmix.kernels import aten
+from localmix.kernels import aten, native
 from localmix.reports import bench, bench_report, bench_rows, contenders, limits, peers_attention
 from localmix.reports.bench import bench_operators
 from localmix.reports.gate import Call, refusal
@@ -56,14 +56,17 @@ def test_every_contender_passes_the_gate(name, direction):
             assert refusal(Call(contender, this), direction) is None, contender.name
 
 
-@pytest.mark.parametrize("name", ["window_attention", "neighborhood_attention"])
-def test_attention_without_bias_passes_the_gate(name):
+@pytest.mark.parametrize(
+    ("name", "peer"), [("window_attention", "partition-sdpa"), ("neighborhood_attention", "gather")]
+)
+def test_attention_without_bias_passes_the_gate(name, peer):
     this = small(name, (14, 7), bias=False)
     assert "bias" not in this.tensors
     calls = [
         Call(c, this) for c in (*contenders.own(this), *peers(this)) if c.name in ("aten", *EAGER) and not c.missing
     ]
-    assert len(calls) >= 2
+    built = set() if native.MISSING else {"native"}
+    assert {call.contender.name for call in calls} == {"aten", peer} | built
     assert not any(refusal(call, "forward") for call in calls)
 
 
@@ -181,7 +184,8 @@ def test_table_and_figure(benched):
     output, results = benched
     table = (output / "table.md").read_text()
     assert table.count("**") == 2 * len({row["group"] for row in results["rows"]})
-    assert " (auto) |" in table
+    taken = {kernels.choose(name.removesuffix("_shifted")) for name in NAMES}
+    assert all(f"| {impl} (auto) |" in table for impl in taken)
     assert (output / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -93,7 +93,10 @@ def test_images_without_objects_are_trained_on(detector):
 def test_training_goes_on_where_no_proposal_is_left(detector, monkeypatch):
     net = detector()
     monkeypatch.setattr(net.rpn, "post_nms_top_n", lambda: 0)
-    total(net, scene(64, 80)).backward()
+    loss = total(net, scene(64, 80))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_answers_as_torchvision_does(detector):

@@ -56,7 +56,24 @@ def test_patience(holder, tmp_path):
         pass
 
 
-def test_a_claim_ends_with_its_block(tmp_path):
-    for _ in range(2):
-        with claim(tmp_path / "new"):
-            pass
+ANOTHER = """
+import sys
+from pathlib import Path
+from localmix.tasks.claim import claim
+with claim(Path(sys.argv[1])):
+    pass
+"""
+
+
+def hold(folder):
+    """Whether another process gets the claim."""
+    process = subprocess.run([sys.executable, "-c", ANOTHER, folder], capture_output=True, text=True)
+    assert process.returncode == 0 or "another process is at work" in process.stderr, process.stderr
+    return process.returncode == 0
+
+
+def test_a_claim_holds_within_its_block_and_ends_with_it(tmp_path):
+    folder = tmp_path / "new"
+    with claim(folder):
+        assert not hold(folder)
+    assert hold(folder)

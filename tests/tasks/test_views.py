@@ -73,4 +73,4 @@ def test_no_policy_asks_pillow_for_what_it_refuses(image, policy):
     """A level of 10 keeps no bit; in a thousand images each operation comes often."""
     views = pickle.loads(pickle.dumps(ImageNetViews(8, mean=MEAN, std=STD, random_erasing=0.0, auto_augment=policy)))
     for seed in range(300):
-        views.train(image, np.random.default_rng(seed))
+        assert views.train(image, np.random.default_rng(seed)).shape == (3, 8, 8)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-FILE = "metrics.csv"
+from localmix.tasks.run_folder import METRICS
+
 KNOWN = ("epoch", "step", "lr", "loss")
 """Columns that are read, and with them those of validation, `val_*`; others may hold anything."""
 
@@ -40,11 +41,11 @@ def read_metrics(run: Path) -> Metrics:
     Raises:
         ValueError: there is no metrics.csv, or it holds something else; names it.
     """
-    path = run / FILE
+    path = run / METRICS
     if not path.is_file():
-        inner = sorted(str(found.parent) for found in run.glob(f"*/**/{FILE}")) if run.is_dir() else []
+        inner = sorted(str(found.parent) for found in run.glob(f"*/**/{METRICS}")) if run.is_dir() else []
         hint = f"; there are some in {' '.join(inner[:10])}" if inner else ""
-        raise ValueError(f"runs: expected folders with {FILE}, got {run}{hint}")
+        raise ValueError(f"runs: expected folders with {METRICS}, got {run}{hint}")
     with path.open(newline="", errors="replace") as file:
         whole = [line for line in file if line.endswith("\n")]
     header, *rows = csv.reader(whole) if whole else [[]]

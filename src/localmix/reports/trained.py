@@ -20,9 +20,8 @@ from localmix.models import NAMES, create_model
 from localmix.models.convert import convert_state_dict, read_checkpoint
 from localmix.reports.view import View
 from localmix.tasks.checkpoint import load_checkpoint
+from localmix.tasks.run_folder import CHECKPOINT, CHECKPOINTS
 
-CHECKPOINT = "checkpoint.ckpt"
-"""Of a run, in its folder."""
 PREFIXES = {"ema": "ema.module.", "raw": "net."}
 """Of the weights in a checkpoint: the moving average, and the weights that were trained."""
 
@@ -148,7 +147,7 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
 
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint lies in; those of the last steps lie in a folder of their own."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
 
 
 def _validated(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> View:

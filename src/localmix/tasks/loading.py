@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
@@ -137,17 +138,17 @@ def shuffled(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Dataset, ABC):
     """Images with labels; answers a request with (float32 [n, C, H, H], int64 [n])."""
 
     order: Order | None = None
     """The order in which an epoch is best read, if any is better than another."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor]: ...
 
 
 class StoredImages(LabelledImages):

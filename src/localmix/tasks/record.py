@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from localmix.tasks.loading import EpochBatches
+from localmix.tasks.run_folder import METRICS
 from localmix.tasks.views import seed_generators
 
-METRICS = "metrics.csv"
 STEP_COLUMNS = ("epoch", "step", "lr", "loss")
 AT_A_TIME = 50
 """Rows that are fetched from the device, and written, together."""

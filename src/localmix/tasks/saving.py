@@ -14,10 +14,8 @@ from lightning.fabric.plugins import CheckpointIO
 
 from localmix.tasks.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from localmix.tasks.record import Record
+from localmix.tasks.run_folder import BEST, CHECKPOINT, CHECKPOINTS
 from localmix.tasks.stopping import Stopped, Stopping
-
-CHECKPOINT, BEST, CHECKPOINTS = "checkpoint.ckpt", "best.ckpt", "checkpoints"
-"""The newest checkpoint of a run, its best one, and the folder of the last ones, step-N.ckpt."""
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -22,8 +22,9 @@ from localmix.tasks.claim import claim
 from localmix.tasks.classification import Classification
 from localmix.tasks.data import Images
 from localmix.tasks.loading import loader
-from localmix.tasks.record import METRICS, OnEpoch, OnStep, Record
-from localmix.tasks.saving import CHECKPOINT, AtomicCheckpointIO, Saving
+from localmix.tasks.record import OnEpoch, OnStep, Record
+from localmix.tasks.run_folder import CHECKPOINT, METRICS
+from localmix.tasks.saving import AtomicCheckpointIO, Saving
 from localmix.tasks.views import seed_generators
 
 CLIP = 5.0
@@ -61,40 +62,24 @@ def train(
         ValueError: another process trains in `folder`.
     """
     with claim(folder, patience=PATIENCE):
-        return _train(recipe, images, folder, epochs, batch_size, seed, augment, device, workers, on_step, on_epoch)
-
-
-def _train(
-    recipe: dict[str, Any],
-    images: Images,
-    folder: Path,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    augment: bool,
-    device: str,
-    workers: int,
-    on_step: OnStep,
-    on_epoch: OnEpoch,
-) -> dict[str, Any]:
-    path = folder / CHECKPOINT
-    resumed = load_checkpoint(path) if path.exists() else None
-    trainer = new_trainer(
-        folder,
-        accelerator=device,
-        devices=1,
-        max_epochs=epochs,
-        # One process, also where Slurm's variables are set.
-        plugins=[LightningEnvironment()],
-    )
-    task = new_task(recipe, images, seed)
-    training, validation = loaders(images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers)
-    record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
-    if resumed:
-        record.go_on(resumed)
-    trainer.callbacks += [record, Saving(record)]  # ty: ignore[missing-attribute] -- set in its constructor
-    fit(trainer, task, training, validation, path if resumed else None, contexts=[record])
-    return {**summary(folder / METRICS), "seconds": record.seconds}
+        path = folder / CHECKPOINT
+        resumed = load_checkpoint(path) if path.exists() else None
+        trainer = new_trainer(
+            folder,
+            accelerator=device,
+            devices=1,
+            max_epochs=epochs,
+            # One process, also where Slurm's variables are set.
+            plugins=[LightningEnvironment()],
+        )
+        task = new_task(recipe, images, seed)
+        training, validation = loaders(images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers)
+        record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
+        if resumed:
+            record.go_on(resumed)
+        trainer.callbacks += [record, Saving(record)]  # ty: ignore[missing-attribute] -- set in its constructor
+        fit(trainer, task, training, validation, path if resumed else None, contexts=[record])
+        return {**summary(folder / METRICS), "seconds": record.seconds}
 
 
 def new_task(recipe: dict[str, Any], images: Images, seed: int) -> Classification:

@@ -1,9 +1,9 @@
 // Plain C interface of the kernels with a weight of its own at every position.
 #pragma once
 
-#include <cstdint>
+#include "number_type.h"
 
-enum LocalWeightType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+#include <cstdint>
 
 // x and y lie as [B, H, W, G, D]; weight as [B, H, W, ...] with G * K numbers at each position, or, to be made of them,
 // hidden as [B, H, W, R] and projection as [G, K, R].
@@ -12,7 +12,7 @@ struct LocalWeightProblem {
   int64_t kernel_height, kernel_width, dilation_height, dilation_width;
   int64_t weight_group_stride, weight_tap_stride;
   int64_t rank;
-  int64_t dtype;
+  int64_t dtype;  // NumberType
 };
 
 // The features of all positions, and the projection as `pack` has arranged it for the instruction set.

@@ -11,13 +11,11 @@
 
 namespace {
 
-inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
 // Sizes that every kernel needs, derived once.
 struct Shape {
   explicit Shape(const LocalWeightProblem& p)
       : problem(p),
-        lanes(round_up(p.groups, kLanes)),
+        lanes(whole_vectors(p.groups)),
         taps(p.kernel_height * p.kernel_width),
         position(p.dim * lanes),
         top(p.dilation_height * (p.kernel_height - 1) / 2),

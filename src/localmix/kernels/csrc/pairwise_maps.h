@@ -11,8 +11,6 @@
 
 namespace {
 
-inline int64_t whole_vectors(int64_t numbers) { return (numbers + kLanes - 1) / kLanes * kLanes; }
-
 template <typename T>
 inline const T* at(const PairwiseMap& map, int64_t b, int64_t row, int64_t column, int64_t head) {
   const int64_t* s = map.strides;

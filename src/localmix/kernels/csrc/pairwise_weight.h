@@ -16,7 +16,7 @@ struct PairwiseProblem {
   int64_t before_height, before_width;      // windows: empty slots before the map
   int64_t dilation_height, dilation_width;  // neighborhoods
   int64_t kernel_height, kernel_width;      // windows: 0, or of the neighborhood whose biases go by distance
-  int64_t dtype;                            // LocalWeightType
+  int64_t dtype;                            // NumberType
   double scale;
   PairwiseMap query, key, value, gradient;
   const float* bias;  // windows [heads, N, N], by distance [heads, 2 h - 1, 2 w - 1]

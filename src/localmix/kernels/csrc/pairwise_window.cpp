@@ -85,6 +85,14 @@ class Head {
         read(at<T>(map, w.b, w.top + r, w.left + c, head), p_.dim, factor, out);
   }
 
+  // Query, scaled, key and value.
+  template <typename T>
+  void read_window(const Window& w, int64_t head) {
+    read_map<T>(w, p_.query, head, float(p_.scale), query);
+    read_map<T>(w, p_.key, head, 1.0f, key);
+    read_map<T>(w, p_.value, head, 1.0f, value);
+  }
+
   template <typename T>
   void write_map(const Window& w, const Floats& source, int64_t head, float factor, void* map) {
     const float* in = source.data();
@@ -214,9 +222,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, 
   for (int64_t unit = begin; unit < end; ++unit) {
     const Window w(p, unit);
     for (int64_t h = 0; h < p.heads; ++h) {
-      head.read_map<T>(w, p.query, h, float(p.scale), head.query);
-      head.read_map<T>(w, p.key, h, 1.0f, head.key);
-      head.read_map<T>(w, p.value, h, 1.0f, head.value);
+      head.read_window<T>(w, h);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
       Head::for_queries(w, [&](int64_t first, int64_t count) {
         head.dot(w, head.key, head.query, first, count, head.weight);
@@ -236,9 +242,7 @@ void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin,
   for (int64_t unit = begin; unit < end; ++unit) {
     const Window w(p, unit);
     for (int64_t h = 0; h < p.heads; ++h) {
-      head.read_map<T>(w, p.query, h, float(p.scale), head.query);
-      head.read_map<T>(w, p.key, h, 1.0f, head.key);
-      head.read_map<T>(w, p.value, h, 1.0f, head.value);
+      head.read_window<T>(w, h);
       head.read_map<T>(w, p.gradient, h, 1.0f, head.gradient);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
       Head::for_queries(w, [&](int64_t first, int64_t count) {

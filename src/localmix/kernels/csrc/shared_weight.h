@@ -9,7 +9,7 @@ struct SharedWeightProblem {
   int64_t kernel_height, kernel_width, dilation_height, dilation_width;
   int64_t weights;  // 1, or one of each image
   int64_t adjoint;  // the gradient of x: taps in reverse order
-  int64_t dtype;    // LocalWeightType
+  int64_t dtype;    // NumberType
   int64_t strips;   // parts of an image; for the gradient of the weights, shares of the images
 };
 

@@ -16,8 +16,6 @@
 
 namespace {
 
-inline int64_t whole_vectors(int64_t numbers) { return (numbers + kLanes - 1) / kLanes * kLanes; }
-
 // A group of a window as float.
 template <typename T>
 class Group {

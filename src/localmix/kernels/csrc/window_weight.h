@@ -9,7 +9,7 @@ struct WindowWeightProblem {
   int64_t batch, height, width, groups, dim;
   int64_t size_height, size_width;      // of a window
   int64_t before_height, before_width;  // empty slots before the map
-  int64_t dtype;                        // LocalWeightType
+  int64_t dtype;                        // NumberType
   const void *x, *gradient;
   const float *weight, *bias;
   void *y, *of_x;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`LocalWeightType` of csrc/local_weight.h."""
+"""`NumberType` of csrc/number_type.h."""
 
 NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
+from localmix.kernels.native.linear import register
 
 Pair = tuple[int, int]
 
@@ -104,38 +104,4 @@ def _(
     return of_x, of_weight, of_bias
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[:3]
-    results = _backward(gradient, *ctx.saved_tensors, ctx.dilation, needed)
-    return *(g if n else None for g, n in zip(results, needed, strict=True)), None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    gradient, x, weight, ctx.dilation, ctx.needed = inputs
-    ctx.save_for_backward(gradient, x, weight)
-
-
-def _gradients_of_gradients(
-    ctx: Any, of_of_x: Tensor, of_of_weight: Tensor, of_of_bias: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The sum is linear in x and in weight, so its second derivatives are the same sums again."""
-    gradient, x, weight = ctx.saved_tensors
-    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
-    if ctx.needed[0]:
-        of_gradient = of_gradient + _forward(of_of_x, weight, None, ctx.dilation)
-        of_weight = _backward(gradient, of_of_x, weight, ctx.dilation, (False, True, False))[1]
-    if ctx.needed[1]:
-        of_gradient = of_gradient + _forward(x, of_of_weight, None, ctx.dilation)
-        of_x = _backward(gradient, x, of_of_weight, ctx.dilation, (True, False, False))[0]
-    if ctx.needed[2]:
-        of_gradient = of_gradient + of_of_bias
-    return of_gradient, of_x, of_weight, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save)
-_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+register(_forward, _backward)

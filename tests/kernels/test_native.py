@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from localmix import kernels
 from localmix.kernels import native
@@ -207,3 +209,74 @@ def test_an_unknown_instruction_set_is_an_error():
     script = "from localmix.kernels import native; native.description()"
     process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert "LOCALMIX_INSTRUCTION_SET: expected generic" in process.stderr
+
+
+def leaves_of(operator):
+    tensors, options, gradient = problem(operator)
+    return {name: t.requires_grad_() for name, t in tensors.items()}, options, gradient
+
+
+def called_operators(operator):
+    """The (operator of PyTorch, arguments) that a call and its backward pass make."""
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "localmix":
+                calls.append((function, args))
+            return function(*args, **(kwargs or {}))
+
+    leaves, options, gradient = leaves_of(operator)
+    with Watch():
+        getattr(kernels, operator)(**leaves, **options, impl="native").backward(gradient)
+    return calls
+
+
+# opcheck looks at the gradients of what it has made of the arguments
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@every_operator
+def test_operators_of_pytorch_are_well_formed(operator):
+    """Schema, fake tensors, autograd and traced forms, of what a call and its backward pass run."""
+    calls = called_operators(operator)
+    assert len(calls) == 2
+    (forward, arguments), (backward, of_gradients) = calls
+    # second derivatives of these go by other operators, see their rules
+    has_rule = not operator.startswith("projected") and not operator.endswith("attention")
+    for function, values, differentiable in ((forward, arguments, True), (backward, of_gradients, has_rule)):
+        fresh = (
+            v.detach().clone().requires_grad_(differentiable) if isinstance(v, torch.Tensor) else v for v in values
+        )
+        torch.library.opcheck(function, tuple(fresh))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@every_operator
+def test_compiles_as_one_graph(operator, dynamic):
+    leaves, options, gradient = leaves_of(operator)
+    torch.compiler.reset()
+
+    def call(*tensors):
+        return getattr(kernels, operator)(**dict(zip(leaves, tensors, strict=True)), **options, impl="native")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    expected, actual = call(*leaves.values()), compiled(*leaves.values())
+    assert torch.equal(actual, expected)
+    for a, b in zip(
+        torch.autograd.grad(actual, list(leaves.values()), gradient),
+        torch.autograd.grad(expected, list(leaves.values()), gradient),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@every_operator
+def test_checkpointing_changes_nothing(operator):
+    leaves, options, gradient = leaves_of(operator)
+
+    def call(*tensors):
+        return getattr(kernels, operator)(**dict(zip(leaves, tensors, strict=True)), **options, impl="native")
+
+    expected = torch.autograd.grad(call(*leaves.values()), list(leaves.values()), gradient)
+    y = checkpoint(call, *leaves.values(), use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(y, list(leaves.values()), gradient), expected, strict=True):
+        assert torch.equal(a, b)

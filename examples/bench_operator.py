@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from localmix.reports.bench import bench_operators
+from localmix.reports.benchmarks.operators import bench_operators
 
 
 def fastest(operator: str, height: int, width: int, channels: int) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from localmix.reports.compare import compare
 from localmix.reports.curves import curves
-from localmix.reports.evaluate import evaluate
+from localmix.reports.evaluation.classification import evaluate
 from localmix.reports.publish import publish
 
 

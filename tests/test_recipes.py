@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localmix.models import NAMES
-from localmix.reports.fit_options import parse
+from localmix.reports.training.options import parse
 
 ROOT = Path(__file__).parents[1]
 RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.name != "recipe.yaml"]

@@ -5,7 +5,7 @@ import torch
 
 from localmix import kernels
 from localmix.layers import InhomogeneousDynamicConv
-from localmix.reports.timing import peak_bytes
+from localmix.reports.benchmarks.timing import peak_bytes
 
 TAPS = 49
 

@@ -3,10 +3,10 @@ import torch
 
 from localmix.cli import main
 from localmix.tasks import fashion_mnist
-from localmix.tasks.checkpoint import load_checkpoint
+from localmix.tasks.engine.checkpoint import load_checkpoint
 
 # a program for torchrun, which pytest would run to look for examples in it
-collect_ignore = ["two_processes.py"]
+collect_ignore = ["training/two_processes.py"]
 
 
 @pytest.fixture(scope="module")

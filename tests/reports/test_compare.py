@@ -13,8 +13,8 @@ from localmix.axes import MIXERS
 from localmix.cli import main
 from localmix.reports import compare as module
 from localmix.reports.compare import compare
-from localmix.reports.evaluate import evaluate
-from localmix.tasks.checkpoint import load_checkpoint
+from localmix.reports.evaluation.classification import evaluate
+from localmix.tasks.engine.checkpoint import load_checkpoint
 
 SMALL = {"img_size": 16, "batch_size": 8, "processes": 1}
 MIXER_NAMES = ["depthwise_convolution", "window_attention"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from localmix.reports.detector_cost import detector_cost
-from localmix.tasks.cascade_mask_rcnn import cascade_mask_rcnn
+from localmix.tasks.detection.cascade_mask_rcnn import cascade_mask_rcnn
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from PIL import Image
 
 from localmix.cli import main
 from localmix.reports.predict import Classifier
-from localmix.tasks.checkpoint import load_checkpoint
-from localmix.tasks.data import load_images
-from localmix.tasks.training import train
+from localmix.tasks.classification.data import load_images
+from localmix.tasks.engine.checkpoint import load_checkpoint
+from localmix.tasks.engine.training import train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def shoe(images, tmp_path):
 
 
 def test_probabilities_are_those_of_the_trained_net(checkpoint, images, shoe):
-    from localmix.tasks.classification import Classification
+    from localmix.tasks.classification.task import Classification
 
     content = load_checkpoint(checkpoint)
     task = Classification(**content["hyper_parameters"]).eval()

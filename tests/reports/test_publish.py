@@ -10,10 +10,10 @@ from PIL import Image
 import localmix.reports.publish as module
 from localmix.cli import main
 from localmix.models import create_model
-from localmix.reports.evaluate import evaluate
+from localmix.reports.evaluation.classification import evaluate
 from localmix.reports.publish import publish
 from localmix.tasks import fashion_mnist
-from localmix.tasks.checkpoint import load_checkpoint, save_checkpoint
+from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint
 
 CLASSES = list(fashion_mnist.CLASSES)
 METRICS = """epoch,step,lr,loss,val_loss,val_top1,val_ema_top1

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from localmix.tasks import fashion_mnist
-from localmix.tasks.data import load_images
+from localmix.tasks.classification.data import load_images
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from localmix.reports.fit import main
+    from localmix.reports.training.fit import main
 
     return main(args.arguments)
 
@@ -102,7 +102,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.processes != 1:
-        from localmix.tasks.parallel import prepare
+        from localmix.tasks.classification.parallel import prepare
 
         prepare()
     from localmix.reports.compare import compare
@@ -163,8 +163,8 @@ def _shard(args: argparse.Namespace) -> int:
     if (args.verify is None) == (args.data is None) or (args.data is None) != (args.output is None):
         raise ValueError("shard: expected DIR and --output SHARDS, or --verify SHARDS")
     from localmix.reports.progress import Display
-    from localmix.tasks.shard_reading import verify_shards
-    from localmix.tasks.shard_writing import summary, write_shards
+    from localmix.tasks.classification.shard_reading import verify_shards
+    from localmix.tasks.classification.shard_writing import summary, write_shards
 
     with Display() as display:
         shown: dict[str, Any] = {"announce": display.say, "track": display.track}

@@ -80,7 +80,7 @@ def _add_bench_docs(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one part."""
     if args.info:
-        from localmix.reports.info import info
+        from localmix.reports.benchmarks.info import info
 
         print(info())
         return 0
@@ -90,19 +90,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _bench_ops(**options: Any) -> int:
-    from localmix.reports.bench import bench_operators
+    from localmix.reports.benchmarks.operators import bench_operators
 
     return _refused(bench_operators(**options))
 
 
 def _bench_models(**options: Any) -> int:
-    from localmix.reports.bench_models import bench_models
+    from localmix.reports.benchmarks.models import bench_models
 
     return _refused(bench_models(**options))
 
 
 def _bench_loader(**options: Any) -> int:
-    from localmix.reports.bench_loader import bench_loader, table
+    from localmix.reports.benchmarks.loader import bench_loader, table
 
     print(table(bench_loader(**options)))
     return 0
@@ -114,7 +114,7 @@ def _refused(results: dict[str, Any]) -> int:
 
 
 def _bench_docs(results: Sequence[Path], output: Path) -> int:
-    from localmix.reports.speed import write_page
+    from localmix.reports.benchmarks.speed import write_page
 
     print(write_page(results, output))
     return 0

@@ -69,7 +69,7 @@ def test(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, split: str) -> int:
-    from localmix.reports.evaluate import evaluate
+    from localmix.reports.evaluation.classification import evaluate
 
     evaluate(split=split, **{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
     return 0

@@ -11,8 +11,8 @@ from localmix import __version__
 from localmix.axes import MIXERS
 from localmix.models import Hierarchy
 from localmix.reports.environment import commit
-from localmix.reports.evaluate import lines
-from localmix.reports.trained import Trained
+from localmix.reports.evaluation.classification import lines
+from localmix.reports.evaluation.trained import Trained
 from localmix.tasks.images import MODES
 
 MEASURED = {

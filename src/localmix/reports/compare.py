@@ -16,17 +16,17 @@ import torch
 from localmix.arguments import choice, positive
 from localmix.axes import MIXERS
 from localmix.models import create_model
-from localmix.reports.bench_rows import known_device
+from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.compare_report import report
 from localmix.reports.cost import Cost, cost
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Bar, Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
-from localmix.tasks.claim import claim
-from localmix.tasks.data import EMBEDDED, Images, load_images
-from localmix.tasks.loading import loader
-from localmix.tasks.parallel import Events, Job, cpu_cores, train_all
+from localmix.tasks.classification.data import EMBEDDED, Images, load_images
+from localmix.tasks.classification.loading import loader
+from localmix.tasks.classification.parallel import Events, Job, cpu_cores, train_all
+from localmix.tasks.engine.claim import claim
 
 RECIPE = ("model", "lr", "weight_decay", "drop_path_rate")
 """The settings that are arguments of `Classification`."""
@@ -64,7 +64,7 @@ def compare(
     with the numbers it would have ended with.
 
     Args:
-        data: see `localmix.tasks.data.load_images`, as data_root, download, on_corrupt and img_size.
+        data: see `localmix.tasks.classification.data.load_images`, as data_root, download, on_corrupt and img_size.
         mixers: names in `localmix.axes.MIXERS`; by default all.
         models: names of nets that timm knows, instead of `mixers` and `size`.
         size: of the mixers' nets: "nano", "tiny", "small" or "base".

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from localmix.arguments import Size
 from localmix.reports.cost import Cost, cost
-from localmix.tasks.cascade_mask_rcnn import CascadeMaskRCNN
+from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 
 IMAGE_SIZE = (1280, 800)
 
@@ -39,7 +39,7 @@ def detector_cost(
     through every box head and 100 through every mask head.
 
     >>> import torch
-    >>> from localmix.tasks.cascade_mask_rcnn import cascade_mask_rcnn
+    >>> from localmix.tasks.detection.cascade_mask_rcnn import cascade_mask_rcnn
     >>> with torch.device("meta"):
     ...     detector = cascade_mask_rcnn("dwnet_tiny")
     >>> round(detector_cost(detector).macs / 1e9)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import localmix
-from localmix.tasks.parallel import cpu_cores
+from localmix.tasks.classification.parallel import cpu_cores
 
 
 def environment(device: str) -> dict[str, Any]:

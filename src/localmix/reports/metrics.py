@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localmix.tasks.run_folder import METRICS
+from localmix.tasks.engine.run_folder import METRICS
 
 KNOWN = ("epoch", "step", "lr", "loss")
 """Columns that are read, and with them those of validation, `val_*`; others may hold anything."""

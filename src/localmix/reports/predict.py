@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from localmix.arguments import positive
-from localmix.reports.trained import load_trained
+from localmix.reports.evaluation.trained import load_trained
 from localmix.tasks.images import CorruptImage, read_image
 
 
@@ -17,7 +17,8 @@ class Classifier:
     """A trained net together with what it expects of an image and the names of its classes.
 
     Args:
-        model: a checkpoint, the folder of a run, or a published folder; see `localmix.reports.trained.load_trained`.
+        model: a checkpoint, the folder of a run, or a published folder; see
+            `localmix.reports.evaluation.trained.load_trained`.
 
     Raises:
         OSError: there is no such file.

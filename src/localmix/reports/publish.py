@@ -11,9 +11,9 @@ from typing import Any
 from timm.models import save_for_hf
 
 from localmix.reports.card import card
+from localmix.reports.evaluation.trained import Trained, from_checkpoint, run_of
 from localmix.reports.metrics import read_metrics
-from localmix.reports.trained import Trained, from_checkpoint, run_of
-from localmix.tasks.run_folder import CHECKPOINT, METRICS
+from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 

@@ -13,8 +13,8 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from localmix.reports.timing import synchronise, take_turns
-from localmix.tasks.data import Track
+from localmix.reports.benchmarks.timing import synchronise, take_turns
+from localmix.tasks.classification.data import Track
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from localmix.tasks.classification.parallel import cpu_cores
 from localmix.tasks.images import EXTENSIONS, read_image
-from localmix.tasks.parallel import cpu_cores
 from localmix.tasks.segmentation.labels import Labelling, read_label_map
 
 IMAGE_FOLDERS = ("images", "image")

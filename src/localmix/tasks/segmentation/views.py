@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from localmix.arguments import positive
+from localmix.tasks.classification.loading import Order, Request
 from localmix.tasks.images import normalise, to_tensor
-from localmix.tasks.loading import Order, Request
 from localmix.tasks.segmentation.labels import IGNORED
 from localmix.tasks.segmentation.pairs import LabelledScenes
 
@@ -134,7 +134,7 @@ def distorted(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 class SceneDataset(Dataset):
-    """Answers the requests of `localmix.tasks.loading`, so that its loaders serve scenes too.
+    """Answers the requests of `localmix.tasks.classification.loading`, so that its loaders serve scenes too.
 
     Training, (seed, epoch, indices): float32 [n, 3, size, size] and int64 [n, size, size], a function of seed, epoch
     and index. Validation, seed None: a single image, float32 [1, 3, h, w] and int64 [1, H, W].

@@ -1,0 +1,1 @@
+"""`localmix bench`: operators, networks and loaders, timed beside their peers."""

@@ -1,0 +1,1 @@
+"""`localmix validate` and `localmix test`: what a trained network answers."""

@@ -1,0 +1,1 @@
+"""`localmix fit`: one run, as its settings say."""

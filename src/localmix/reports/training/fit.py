@@ -1,0 +1,213 @@
+"""`localmix fit`: one network, trained so that it can be interrupted anywhere and still ends with the same numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from torch import distributed
+
+from localmix.reports.environment import command, commit, environment
+from localmix.reports.progress import Display
+from localmix.reports.results import write_json
+from localmix.reports.training.options import FREE, flat, parse
+from localmix.reports.training.watch import Watch
+from localmix.tasks.classification.data import Images, load_images
+from localmix.tasks.classification.loading import DecodedImages
+from localmix.tasks.classification.views import ImageNetViews
+from localmix.tasks.engine.checkpoint import load_checkpoint, write_atomically
+from localmix.tasks.engine.claim import claim
+from localmix.tasks.engine.distribution import is_helper, placement
+from localmix.tasks.engine.guard import Guard, NonFinite
+from localmix.tasks.engine.record import Record
+from localmix.tasks.engine.saving import Saving, newest_checkpoint
+from localmix.tasks.engine.stopping import STOPPED, Stopped, Stopping
+from localmix.tasks.engine.training import PATIENCE, batches, fit, loaders, new_task, new_trainer
+from localmix.tasks.engine.weights import load_weights
+from localmix.tasks.engine.workers import default_workers
+
+CONFIG, RUN = "config.yaml", "run.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `localmix fit`; gives the exit status: 0 done, 1 not finite, 75 stopped by a signal and ready to go on."""
+    settings, text = parse(arguments)
+    with Display() as display, ExitStack() as claims:
+        try:
+            run(settings, text, display, claims)
+        except Stopped:
+            if not distributed.is_initialized() or distributed.get_rank() == 0:
+                display.say(f"stopped; the same command goes on from the last checkpoint in {settings.output}")
+            return 0 if is_helper() else STOPPED
+        except NonFinite as error:
+            print(f"localmix: error: {error}", file=sys.stderr)
+            return 0 if is_helper() else 1
+    return 0
+
+
+def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> None:
+    """Train as the settings say; `text` is their YAML, and `claims` ends when nothing is written any more."""
+    folder, options = Path(settings.output), settings.trainer.as_dict()
+    placed = placement(**{name: options.pop(name) for name in ("accelerator", "devices", "num_nodes", "strategy")})
+    trainer = new_trainer(folder, **placed, **options)
+    say: Callable[[str], None] = display.say if trainer.is_global_zero else lambda text: None
+    if trainer.is_global_zero:
+        claims.enter_context(claim(folder, patience=PATIENCE))
+    resumed = _checkpoint(settings, folder, say)
+    images = _images(settings.data, say)
+    device = trainer.strategy.root_device.type
+    facts = {
+        "settings": _plain(flat(settings.as_dict())),
+        "fingerprint": images.fingerprint,
+        "command": command(),
+        "commit": commit(),
+        **environment(device),
+    }
+    if resumed:
+        _refuse_other_settings(facts, resumed[1], explicit=settings.resume != "auto")
+    task = new_task(_recipe(settings.model), images, settings.seed)
+    if settings.weights and not resumed:
+        say(load_weights(task.net, settings.weights, settings.model.name))
+        if task.ema:
+            task.ema.set(task.net)
+    workers = settings.data.workers
+    if workers is None:
+        processes = trainer.world_size // trainer.num_nodes
+        workers = default_workers(in_memory=images.in_memory, device=device, processes=processes)
+    training, validation = loaders(
+        images,
+        settings.data.batch_size,
+        trainer=trainer,
+        seed=settings.seed,
+        augment=settings.data.augment,
+        workers=workers,
+    )
+    record = Record(folder, batches(training), seed=settings.seed)
+    if task.mix and record.batches.batch_size % 2:
+        raise ValueError(
+            f"data.batch_size: expected an even number, as mixup and cutmix need it, got {record.batches.batch_size}"
+        )
+    task.images_per_step = record.batches.images_per_step
+    watch, stopping = Watch(display, record), Stopping()
+    if trainer.is_global_zero:
+        record.on_epoch = watch.epoch
+    if resumed:
+        record.go_on(resumed[1])
+        say(f"goes on from {resumed[0]}: epoch {record.batches.epoch + 1}, step {resumed[1]['global_step']}")
+    trainer.loggers = _loggers(settings.log, folder, resumed)
+    saving = Saving(
+        record,
+        every=settings.save.every,
+        keep=settings.save.keep,
+        monitor="val_ema_top1" if task.ema else "val_top1",
+        stopping=stopping,
+        facts=facts,
+    )
+    guard = Guard(folder, limit=settings.max_non_finite, announce=say)
+    trainer.callbacks += [record, guard, stopping, saving, watch]  # ty: ignore[missing-attribute] -- set in its constructor
+    say(
+        f"{settings.model.name}: {trainer.max_epochs} epochs of {len(images.train):,} images ({images.name}, "
+        f"{images.size} px), {len(images.validation):,} for validation; {task.images_per_step} images a step, "
+        f"{trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
+    )
+    if trainer.is_global_zero:
+        write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
+        write_json(folder / RUN, facts)
+    fit(trainer, task, training, validation, resumed[0] if resumed else None, contexts=[record, stopping])
+
+
+def _checkpoint(settings: Namespace, folder: Path, say: Callable[[str], Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from and its content."""
+    if settings.resume == "auto":
+        return newest_checkpoint(folder, announce=say)
+    if settings.resume == "never":
+        if newest_checkpoint(folder):
+            raise ValueError(f"output: {folder} holds a run; choose another folder, or resume it")
+        return None
+    path = Path(settings.resume)
+    return path, load_checkpoint(path)
+
+
+def _refuse_other_settings(facts: dict[str, Any], checkpoint: dict[str, Any], explicit: bool) -> None:
+    """Raise if the checkpoint is of a run that computes something else."""
+    if "run" not in checkpoint:
+        raise ValueError("resume: the checkpoint is not one of `localmix fit`")
+    before = checkpoint["run"]
+    then, now = before["settings"], facts["settings"]
+    differences = [
+        f"{name} {then.get(name)!r} (now {value!r})"
+        for name, value in now.items()
+        if then.get(name) != value and not FREE.fullmatch(name)
+    ]
+    if differences and not explicit:
+        raise ValueError(
+            f"output: the run there has other settings: {', '.join(differences)}; repeat those, choose another output, "
+            "or name the checkpoint with --resume to change them on the way"
+        )
+    if before["fingerprint"] != facts["fingerprint"]:
+        raise ValueError("data.root: the images are not those that the run began with (names or sizes differ)")
+
+
+def _images(data: Namespace, say: Callable[[str], None]) -> Images:
+    images = load_images(
+        data.root,
+        img_size=data.img_size,
+        data_root=data.folder,
+        download=data.download,
+        check=False,
+        max_corrupt=data.max_corrupt,
+        draft=data.draft,
+        max_cache_gb=data.max_cache_gb,
+        announce=say,
+    )
+    if data.views == "imagenet":
+        views = ImageNetViews(
+            images.size,
+            mean=images.mean,
+            std=images.std,
+            **{
+                name: data[name]
+                for name in ("crop_pct", "interpolation", "scale", "auto_augment", "color_jitter", "random_erasing")
+            },
+        )
+        for split in (images.train, images.validation):
+            if not isinstance(split, DecodedImages):
+                raise ValueError(
+                    f"data.root: expected images in files or shards, of which data.views = imagenet are taken; "
+                    f"got {data.root}, whose images are stored as pixels"
+                )
+            split.views = views
+    return images
+
+
+def _recipe(model: Namespace) -> dict[str, Any]:
+    options = model.as_dict()
+    return {"model": options.pop("name"), **options}
+
+
+def _loggers(log: Namespace, folder: Path, resumed: tuple[Path, dict[str, Any]] | None) -> list[Any]:
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+    loggers: list[Any] = []
+    if log.tensorboard:
+        # what was logged behind the checkpoint is not shown
+        step = {"purge_step": resumed[1]["global_step"] + 1} if resumed else {}
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **step))
+    if log.wandb:
+        if find_spec("wandb") is None:
+            raise ValueError("log.wandb: wandb is not installed: pip install wandb")
+        loggers.append(
+            WandbLogger(project=log.wandb, save_dir=folder, name=folder.name, id=folder.name, resume="allow")
+        )
+    return loggers
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Values as they stand in YAML; without the files that they come from."""
+    return yaml.safe_load(yaml.safe_dump({k: v for k, v in settings.items() if k != "config"}))

@@ -1,0 +1,244 @@
+"""What `localmix fit` can be told, by configuration files and by options of the same names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from localmix.arguments import positive
+from localmix.tasks.classification.data import EMBEDDED
+from localmix.tasks.classification.task import Classification
+
+GIVEN_BY_DATA = {"classes", "img_size", "in_chans", "mean", "std"}
+"""Arguments of `Classification` that the images decide."""
+
+
+@dataclass
+class DataOptions:
+    """Images and how they are shown.
+
+    Args:
+        root: an image folder, shards, or the name of a data set, as `localmix compare --data` takes it.
+        folder: where a named data set lies, or where shards at an address are kept.
+        download: fetch a named data set that is not there.
+        img_size: side of the images the net sees [pixels]; 28 for the embedded set, else 64.
+        batch_size: images of a batch in each process.
+        workers: processes that load images, for each training process; by default its share of the cores for a GPU.
+        max_corrupt: how many training images may turn out to be corrupt; each is named and replaced by the next one.
+        draft: decode large JPEGs for training at a fraction of their size: faster, not quite the same pixels.
+        max_cache_gb: how much of shards at an address is kept [10^9 bytes].
+        augment: whether training images are varied at random.
+        views: square: crops of 35% or more and flips; imagenet: the paper's, to which the rest belongs.
+        crop_pct: share of the shorter side that validation shows.
+        interpolation: bicubic, bilinear, lanczos, or random in training.
+        scale: least share of the area that a training crop shows.
+        auto_augment: a policy as timm names it; empty for none.
+        color_jitter: its strength, where there is no policy.
+        random_erasing: share of the images of which a rectangle is erased.
+    """
+
+    root: str = EMBEDDED
+    folder: str | None = None
+    download: bool = False
+    img_size: int | None = None
+    batch_size: int = 128
+    workers: int | None = None
+    max_corrupt: int = 10
+    draft: bool = False
+    max_cache_gb: float = 100.0
+    augment: bool = True
+    views: Literal["square", "imagenet"] = "square"
+    crop_pct: float = 0.875
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] = "bicubic"
+    scale: float = 0.08
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.4
+    random_erasing: float = 0.25
+
+
+@dataclass
+class TrainerOptions:
+    """Where and how long to train; the names are those of Lightning's trainer.
+
+    Args:
+        max_epochs: epochs of the whole run.
+        accelerator: auto takes a GPU if there is one.
+        devices: on each node, a process for each; auto: as many as torchrun or Slurm have started, else all GPUs.
+        num_nodes: auto: as many as torchrun or Slurm have started, else one.
+        strategy: ddp: each process has the whole net; fsdp: each has a share of its parameters; auto: ddp if needed.
+        precision: bf16-mixed halves time and memory on a GPU; 16-mixed is for GPUs without bfloat16.
+        accumulate_grad_batches: batches of a step.
+        gradient_clip_val: largest norm of the gradient; 0 for any.
+        check_val_every_n_epoch: epochs from one validation to the next.
+        deterministic: on a GPU too, where it costs time; a CPU always is.
+        benchmark: let cuDNN choose its fastest convolutions.
+    """
+
+    max_epochs: int = 10
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int | Literal["auto"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float = 5.0
+    check_val_every_n_epoch: int = 1
+    deterministic: bool = False
+    benchmark: bool = False
+
+
+@dataclass
+class SaveOptions:
+    """Checkpoints.
+
+    Args:
+        every: steps from one to the next, beside those at the end of each epoch.
+        keep: how many of the last ones stay.
+    """
+
+    every: int | None = None
+    keep: int = 3
+
+
+@dataclass
+class LogOptions:
+    """Where metrics go beside metrics.csv.
+
+    Args:
+        tensorboard: to OUTPUT/tensorboard.
+        wandb: name of a project of Weights & Biases, if wandb is installed.
+    """
+
+    tensorboard: bool = True
+    wandb: str | None = None
+
+
+FREE = re.compile(
+    r"(output|resume|weights|max_non_finite|save\..*|log\..*"
+    r"|data\.(root|folder|download|workers|max_corrupt|max_cache_gb|batch_size)"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|accumulate_grad_batches|benchmark|deterministic)"
+    r"|model\.(grad_checkpointing|compile|channels_last))"
+)
+"""Settings that a run may go on with after a change: they do not say what is computed, or are checked elsewhere."""
+
+COUNTS = {
+    *("max_non_finite", "data.batch_size", "save.every", "save.keep"),
+    *(f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accumulate_grad_batches")),
+    "trainer.check_val_every_n_epoch",
+}
+"""Settings that are at least 1."""
+
+
+def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
+    """The settings, and the same as a YAML file with comments.
+
+    Raises:
+        ValueError: a name is unknown, which is answered with the nearest, or a value has the wrong type.
+    """
+    parser = _parser()
+    try:
+        settings = parser.parse_args(list(_with_bases(arguments)))
+    except ArgumentError as error:
+        raise ValueError(_explained(str(error), parser)) from None
+    for name, value in flat(settings.as_dict()).items():
+        if name in COUNTS and isinstance(value, int):
+            positive(name, value)
+    return settings, parser.dump(settings)
+
+
+def _parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    parser = ArgumentParser(
+        prog="localmix fit",
+        description="Train one network: exactly, and so that it can be interrupted anywhere.",
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a file of settings; of several, the later ones win; `base: FILE` in it names one that it builds on",
+    )
+    parser.add_argument("--output", type=str, default="runs/fit", help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and all that is drawn")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        default="auto",
+        help="auto: go on from the newest whole checkpoint in OUTPUT, if there is one; never; or a checkpoint",
+    )
+    parser.add_argument(
+        "--weights",
+        type=str | None,
+        default=None,
+        help="to begin with: a .safetensors or .ckpt file, or 'pretrained' for those that timm has",
+    )
+    parser.add_argument(
+        "--max_non_finite", type=int, default=10, help="steps in a row without a finite gradient that end the run"
+    )
+    parser.add_argument("--model.name", type=str, default="dwnet_nano", help="network, as timm names it")
+    parser.add_class_arguments(Classification, "model", skip={"model", *GIVEN_BY_DATA})
+    for name, options in (
+        ("data", DataOptions),
+        ("trainer", TrainerOptions),
+        ("save", SaveOptions),
+        ("log", LogOptions),
+    ):
+        parser.add_class_arguments(options, name)
+    return parser
+
+
+def _with_bases(arguments: Sequence[str]) -> list[str]:
+    """The arguments with what files hold in place of their names, behind what they build on."""
+    result, waiting = [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--config" and waiting:
+            result += [f"--config={json.dumps(content)}" for content in _contents(Path(waiting.pop(0)))]
+        elif argument.startswith("--config="):
+            waiting[:0] = ["--config", argument.removeprefix("--config=")]
+        else:
+            result.append(argument)
+    return result
+
+
+def _contents(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """What a file of settings holds, behind what those hold that it builds on."""
+    if file in above:
+        raise ValueError(f"base: {' -> '.join(map(str, (*above, file)))} go round in a circle")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {file} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"config: expected settings in {file}, got {type(content).__name__}")
+    base = content.pop("base", None)
+    return [*(_contents(file.parent / base, (*above, file)) if base else []), content]
+
+
+def _explained(message: str, parser: ArgumentParser) -> str:
+    """The message of the parser in a line, with the name that was perhaps meant."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
+    group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.]+)", message)
+    nearest = [near for name in unknown if name not in known for near in get_close_matches(name, known, n=1)]
+    return f"{message}; did you mean {nearest[0]}?" if nearest else message
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    result = {}
+    for name, value in settings.items():
+        nested = isinstance(value, dict) and prefix == "" and name in ("model", "data", "trainer", "save", "log")
+        result |= flat(value, f"{name}.") if nested else {f"{prefix}{name}": value}
+    return result

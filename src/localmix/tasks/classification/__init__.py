@@ -1,0 +1,1 @@
+"""Image classification: images in folders, shards or memory, and the recipe that trains on them."""

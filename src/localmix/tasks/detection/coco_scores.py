@@ -1,0 +1,139 @@
+"""COCO's average precision of boxes and masks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as run_lengths
+from torch import Tensor
+
+from localmix.tasks.detection.coco import CocoImages, encode_mask
+from localmix.tasks.engine.checkpoint import write_atomically
+
+NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Average precision, 0 to 1; None where there is no object of the kind.
+
+    Args:
+        box: by `NAMES`: mean over IoUs from 0.50 to 0.95, at 0.50, at 0.75, and of small (below 32^2 pixels), medium
+            and large (above 96^2 pixels) objects.
+        mask: the same of masks.
+        classes: of each class its number of objects without crowds, and AP of boxes and of masks.
+    """
+
+    box: dict[str, float | None]
+    mask: dict[str, float | None]
+    classes: dict[str, tuple[int, float | None, float | None]]
+
+    def table(self) -> str:
+        """All of it in Markdown, in per cent."""
+        lines = ["| | " + " | ".join(NAMES) + " |", "|---" * (1 + len(NAMES)) + "|"]
+        for kind, scores in (("box", self.box), ("mask", self.mask)):
+            lines.append(f"| {kind} | " + " | ".join(_percent(scores[name]) for name in NAMES) + " |")
+        lines += ["", "| class | objects | box AP | mask AP |", "|---|---|---|---|"]
+        for name, (number, box, mask) in self.classes.items():
+            lines.append(f"| {name} | {number} | {_percent(box)} | {_percent(mask)} |")
+        return "\n".join(lines)
+
+
+class CocoScores:
+    """Collects detections of the images of a data set and scores them all.
+
+    Detections that match crowds count neither for nor against; at most 100 of an image count. An image without
+    detections is one in which nothing was found.
+
+    Args:
+        images: the data set.
+        threshold: probability from which on a pixel belongs to an object.
+    """
+
+    def __init__(self, images: CocoImages, *, threshold: float = 0.5) -> None:
+        self.images, self.threshold = images, threshold
+        self.results: list[dict[str, Any]] = []
+
+    def update(self, indices: list[int], detections: list[dict[str, Tensor]]) -> None:
+        """Adds what was found in the images of these indices, in the format of torchvision's detectors."""
+        for index, detection in zip(indices, detections, strict=True):
+            masks = (detection["masks"][:, 0] >= self.threshold).cpu().numpy()
+            boxes, scores = detection["boxes"].tolist(), detection["scores"].tolist()
+            for (x0, y0, x1, y1), score, label, mask in zip(
+                boxes, scores, detection["labels"].tolist(), masks, strict=True
+            ):
+                encoded = encode_mask(mask, *mask.shape)
+                self.results.append(
+                    {
+                        "image_id": self.images.images[index]["id"],
+                        "category_id": self.images.category_ids[label - 1],
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "score": score,
+                        "segmentation": {"size": list(encoded["size"]), "counts": _text(encoded["counts"])},
+                    }
+                )
+
+    def write(self, path: Path) -> None:
+        """The results as COCO's json, as its server and other tools take them."""
+        write_atomically(path, lambda file: file.write(json.dumps(self.results).encode()))
+
+    def compute(self) -> Scores:
+        """The scores of all that was added."""
+        truth = COCO(self._truth())
+        box, box_classes = _evaluate(truth, self.results, "bbox")
+        # without its box, a mask's size is that of the mask: small, medium or large
+        masks = [{key: value for key, value in result.items() if key != "bbox"} for result in self.results]
+        mask, mask_classes = _evaluate(truth, masks, "segm")
+        counts = self.images.counts()
+        classes = {
+            name: (count, box_ap, mask_ap)
+            for (name, count), box_ap, mask_ap in zip(counts.items(), box_classes, mask_classes, strict=True)
+        }
+        return Scores(box, mask, classes)
+
+    def _truth(self) -> dict[str, Any]:
+        """The annotations, numbered from 1: the matching takes the number 0 for none."""
+        annotations = []
+        for image, objects in zip(self.images.images, self.images.objects, strict=True):
+            for item in objects:
+                area = item.get("area")
+                if area is None:
+                    encoded = encode_mask(item["segmentation"], image["height"], image["width"])
+                    area = float(run_lengths.area(encoded))
+                crowd = item.get("iscrowd", 0)
+                annotations.append({**item, "id": len(annotations) + 1, "area": area, "iscrowd": crowd})
+        images = [{key: image[key] for key in ("id", "width", "height")} for image in self.images.images]
+        names = zip(self.images.category_ids, self.images.classes, strict=True)
+        categories = [{"id": category, "name": name} for category, name in names]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _evaluate(
+    truth: COCO, results: list[dict[str, Any]], kind: Any
+) -> tuple[dict[str, float | None], list[float | None]]:
+    """Scores by `NAMES`, and AP of each category."""
+    found = truth.loadRes([dict(result) for result in results])
+    evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
+    evaluation.run()
+    scores = {name: _known(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}
+    # [IoU, recall, category, area, detections]: all areas, as many detections as count
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    categories = [category[category > -1] for category in np.moveaxis(precision, 2, 0)]
+    return scores, [float(category.mean()) if category.size else None for category in categories]
+
+
+def _known(value: Any) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def _text(counts: Any) -> str:
+    return counts.decode() if isinstance(counts, bytes) else counts
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

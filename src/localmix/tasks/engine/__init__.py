@@ -1,0 +1,1 @@
+"""A training run, whatever is trained: steps, checkpoints, interruptions, processes; the loop is Lightning's."""

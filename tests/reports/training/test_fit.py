@@ -1,0 +1,310 @@
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from localmix.cli import main
+from localmix.reports.training.options import parse
+from localmix.tasks.classification.task import Classification
+from localmix.tasks.engine import stopping
+from localmix.tasks.engine.checkpoint import load_checkpoint
+
+RICH = {
+    "model.drop_path_rate": 0.3,
+    "model.mixup": 0.8,
+    "model.cutmix": 1.0,
+    "model.ema_decay": 0.9,
+    "trainer.accumulate_grad_batches": 2,
+    "trainer.max_epochs": 3,
+    "save.every": 1,
+    "save.keep": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(fit, few_images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    assert fit(output, **RICH) == 0
+    return output
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8])
+def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, step):
+    shutil.copytree(whole, tmp_path / "run")
+    for path in (tmp_path / "run").glob("checkpoints/*"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
+    assert fit(tmp_path / "run", **RICH) == 0
+    assert_same_runs(whole, tmp_path / "run")
+
+
+@pytest.fixture
+def in_front_of(monkeypatch):
+    """Lets something happen in front of each batch: in_front_of(act), act(task, batch, batch_idx) -> batch or None."""
+
+    def let(act):
+        step = Classification.training_step
+
+        def training_step(self, batch, batch_idx):
+            return step(self, act(self, batch, batch_idx) or batch, batch_idx)
+
+        monkeypatch.setattr(Classification, "training_step", training_step)
+
+    return let
+
+
+def losses(folder):
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    return [float(line.split(",")[3]) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_at_the_end_of_the_step(fit, assert_same_runs, whole, tmp_path, in_front_of, number, capfd):
+    sent = []
+
+    def send(task, batch, index):
+        if task.global_step == 4 and not sent:
+            sent.append(os.kill(os.getpid(), number))
+
+    in_front_of(send)
+    before = signal.getsignal(number)
+    assert fit(tmp_path, **RICH) == 75
+    assert "asked to stop: saving" in capfd.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["global_step"] == 5
+    assert signal.getsignal(number) == before
+    if number == signal.SIGTERM:
+        assert fit(tmp_path, **RICH) == 0
+        assert_same_runs(whole, tmp_path)
+
+
+def test_a_second_signal_ends_the_process_unless_it_comes_with_the_first(monkeypatch):
+    killed, handlers, clock = [], [], iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(stopping.os, "kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr(stopping.signal, "signal", lambda number, handler: handlers.append(handler))
+    heard = stopping.Stopping()
+    for expected in ([], [], [(os.getpid(), signal.SIGTERM)]):
+        heard.hear(signal.SIGTERM, None)
+        assert killed == expected
+    assert handlers == [signal.SIG_DFL]
+
+
+def poison(batch):
+    return torch.full_like(batch[0], math.nan), batch[1]
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(fit, assert_same, few_images, tmp_path, in_front_of, capsys):
+    in_front_of(lambda task, batch, index: poison(batch) if index == 5 else None)
+    assert fit(tmp_path, **RICH) == 0
+    assert "step 3: loss nan, norm of the gradient nan; step skipped (1 failures in a row)" in capsys.readouterr().err
+    before, after = (load_checkpoint(tmp_path / f"checkpoints/step-0000000{step}.ckpt") for step in (2, 3))
+    assert_same(before["state_dict"], after["state_dict"])
+    assert_same(before["optimizer_states"][0]["state"], after["optimizer_states"][0]["state"])
+    assert [math.isnan(loss) for loss in losses(tmp_path)] == [step % 3 == 2 for step in range(9)]
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["callbacks"]["Guard"] == {"failures": 1, "skipped": 3}
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
+    fit, few_images, tmp_path, in_front_of, capsys
+):
+    in_front_of(lambda task, batch, index: poison(batch) if task.global_step >= 2 else None)
+    assert fit(tmp_path, max_non_finite=3, **{"trainer.max_epochs": 2}) == 1
+    error = capsys.readouterr().err
+    assert "localmix: error: loss or gradient were not finite 3 times in a row, up to step 5" in error
+    kept = load_checkpoint(tmp_path / "non-finite-0.ckpt")
+    assert kept["images"].shape == (4, 1, 16, 16) and kept["labels"].shape == (4,)
+    task = Classification(**kept["hyper_parameters"])
+    task.load_state_dict(kept["state_dict"])
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.lrr", "0.1"], "unrecognized arguments: --model.lrr 0.1; did you mean model.lr?"),
+        (["--model.lr", "fast"], 'Parser key "model.lr": Expected a float. Got value: fast'),
+        (["--trainer.device=8"], "unrecognized arguments: --trainer.device=8; did you mean trainer.devices?"),
+        (["--trainer.precision=bf16"], "Expected a Literal['32-true', 'bf16-mixed', '16-mixed']. Got value: bf16"),
+        (["--data.batch_size", "1.5"], "Expected a int. Got value: 1.5"),
+        (["--trainer.max_epochs=0"], "trainer.max_epochs: expected an int of at least 1, got 0"),
+        (["--save.keep=0"], "save.keep: expected an int of at least 1, got 0"),
+        (["--log.wandb=project"], "log.wandb: wandb is not installed"),
+        (["--model.mixup=0.8", "--data.batch_size=3"], "data.batch_size: expected an even number"),
+        (["photos"], "unrecognized arguments: photos"),
+        (["--model.name=dwnet_nanoo"], "the nearest are dwnet_nano"),
+        (["--resume=never.ckpt"], "no such file"),
+        (["--weights=none.pth"], "No such file"),
+        (["--data.views=imagenet"], "data.root: expected images in files or shards, of which data.views"),
+        (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
+    ],
+)
+def test_wrong_settings_are_refused(few_images, tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["fit", f"--output={tmp_path / 'run'}", *arguments]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.startswith("localmix: error: ") or "localmix: error: " in error
+    assert message in error
+    assert not (tmp_path / "run/metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {lrs: 0.1}", "Group 'model' does not accept option 'lrs'; did you mean model.lr?"),
+        ("modle: {lr: 0.1}", "did you mean"),
+        ("base: recipe.yaml", "recipe.yaml go round in a circle"),
+        ("- 3", "config: expected settings in"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, text, message, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert main(["fit", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_build_on_others_and_arguments_win(tmp_path, capsys):
+    (tmp_path / "base.yaml").write_text("model: {lr: 5e-4, ema_decay: 0.9}\ndata: {batch_size: 2}\nseed: 1")
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nmodel: {lr: 1e-3}\nseed: 2")
+    settings, text = parse(
+        ["--config", str(tmp_path / "own.yaml"), "--seed", "3", "--model.model_kwargs.window_size=5"]
+    )
+    assert (settings.model.lr, settings.model.ema_decay, settings.data.batch_size, settings.seed) == (1e-3, 0.9, 2, 3)
+    assert settings.model.model_kwargs == {"window_size": 5}
+    (tmp_path / "resolved").mkdir()
+    (tmp_path / "resolved/config.yaml").write_text(text)
+    assert parse(["--config", str(tmp_path / "resolved/config.yaml")])[1] == text
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", str(tmp_path / "own.yaml"), "--print_config"])
+    assert exit.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["lr"] == 1e-3
+
+
+def test_the_folder_and_the_checkpoint_say_where_they_come_from(whole):
+    facts = json.loads((whole / "run.json").read_text())
+    assert facts["settings"]["model.mixup"] == 0.8
+    assert facts["versions"].keys() >= {"localmix", "torch", "lightning", "timm"}
+    assert facts.keys() >= {"command", "commit", "hardware", "fingerprint"}
+    for name in ("checkpoint.ckpt", "best.ckpt"):
+        assert load_checkpoint(whole / name)["run"] == facts
+    assert yaml.safe_load((whole / "config.yaml").read_text())["trainer"]["accumulate_grad_batches"] == 2
+
+
+def test_the_last_checkpoints_and_the_best_stay(fit, few_images, tmp_path):
+    assert fit(tmp_path, **{"trainer.max_epochs": 3, "save.every": 4, "save.keep": 2, "data.batch_size": 8}) == 0
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == ["step-00000008.ckpt", "step-00000009.ckpt"]
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    scores = {int(row[1]): float(row[5]) for row in rows if row[5]}
+    best = load_checkpoint(tmp_path / "best.ckpt")
+    assert best["global_step"] == max(scores, key=lambda step: scores[step])
+    assert best["callbacks"]["Saving"]["best"] == max(scores.values())
+
+
+def test_a_damaged_checkpoint_is_passed_over(fit, assert_same_runs, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    newest, second, *_ = sorted(tmp_path.glob("run/checkpoints/*"), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    torch.save({"weights": torch.zeros(1)}, second)
+    assert fit(tmp_path / "run", **RICH) == 0
+    error = capsys.readouterr().err
+    assert f"{newest.name} is truncated" in error
+    assert f"{second.name} was not written by localmix" in error
+    assert "goes on from" in error and "step-00000007.ckpt" in error
+    assert_same_runs(whole, tmp_path / "run")
+    for path in tmp_path.glob("run/checkpoints/*"):
+        path.write_bytes(b"")
+    assert fit(tmp_path / "run", **RICH) == 2
+    assert "is whole: " in capsys.readouterr().err
+
+
+def test_another_run_in_the_same_folder_is_refused(fit, whole, few_images, tmp_path, capsys):
+    assert fit(whole, **{**RICH, "model.lr": 0.1, "seed": 3}) == 2
+    error = capsys.readouterr().err
+    assert "seed 0 (now 3)" in error and "model.lr 0.002 (now 0.1)" in error
+    assert fit(whole, resume="never", **RICH) == 2
+    assert "output: " in capsys.readouterr().err
+    assert fit(whole, **{**RICH, "trainer.accumulate_grad_batches": 1}) == 2
+    assert "images_per_step 8 (now 4)" in capsys.readouterr().err
+
+
+def test_full_disk_stops_a_run_that_then_goes_on(fit, assert_same_runs, whole, tmp_path, monkeypatch, capsys):
+    save = torch.save
+
+    def fill(checkpoint, file):
+        if checkpoint["global_step"] > 4:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(checkpoint, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill)
+        assert fit(tmp_path, **RICH) == 2
+    assert "No space left on device while writing" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["global_step"] == 4
+    assert fit(tmp_path, **RICH) == 0
+    assert_same_runs(whole, tmp_path)
+
+
+def test_ways_to_compute_the_same(fit, whole, few_images, tmp_path):
+    ways = {"model.grad_checkpointing": "true", "model.channels_last": "true", "model.compile": "true"}
+    with torch.compiler.set_stance("force_eager"):
+        assert fit(tmp_path, **{**RICH, **ways, "trainer.max_epochs": 3, "model.drop_path_rate": 0.0}) == 0
+    keys = load_checkpoint(tmp_path / "checkpoint.ckpt")["state_dict"].keys()
+    assert keys == load_checkpoint(whole / "checkpoint.ckpt")["state_dict"].keys()
+    assert losses(tmp_path)[0] == pytest.approx(losses(whole)[0], rel=0.1)
+
+
+def test_a_checkpoint_may_be_named_and_settings_changed_on_the_way(fit, whole, tmp_path):
+    longer = {**RICH, "trainer.max_epochs": 4, "model.lr": 1e-3, "model.mixup": 0.0}
+    assert fit(tmp_path, resume=whole / "checkpoints/step-00000005.ckpt", **longer) == 0
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows] == list(range(6, 13))
+    assert load_checkpoint(tmp_path / "checkpoint.ckpt")["run"]["settings"]["model.lr"] == 1e-3
+
+
+def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"log.tensorboard": "true", "trainer.max_epochs": 2, "save.every": 4}
+    killed = []
+
+    def kill(task, batch, index):
+        if task.global_step == 7 and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+
+    in_front_of(kill)
+    assert fit(tmp_path, **settings) == 130
+    assert fit(tmp_path, **settings) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path))
+    assert len(events.Scalars("val_top1")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
+    images, _ = few_images["train"]
+    for index in range(28):
+        name = f"{'train' if index < 24 else 'val'}/{'shoe' if index % 2 else 'other'}/{index}.png"
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index % 24]).save(tmp_path / "images" / name)
+    settings = {"data.root": tmp_path / "images", "data.views": "imagenet", "trainer.max_epochs": 2, "save.every": 1}
+    settings |= {"model.name": "localmlp_nano", "save.keep": 100}
+    assert fit(tmp_path / "whole", **settings) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for path in (tmp_path / "parts").glob("checkpoints/*"):
+        if int(path.stem.removeprefix("step-")) > 4:
+            path.unlink()
+    assert fit(tmp_path / "parts", **{**settings, "data.workers": 2}) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")

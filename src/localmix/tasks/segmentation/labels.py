@@ -22,6 +22,17 @@ SHALLOW = {"L;2": 85, "L;4": 17}
 
 Colour: TypeAlias = tuple[int, int, int]
 
+OKABE_ITO: tuple[Colour, ...] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+)
+"""The palette of Okabe and Ito without its black, which is void."""
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -29,7 +40,7 @@ class Labelling:
 
     Args:
         classes: their names.
-        colours: RGB of each, to draw them with; by default hues that differ.
+        colours: RGB of each, to draw them with; by default some that differ.
         first: stored value of the first class; the others follow.
         void: stored values that are ignored.
 
@@ -46,7 +57,7 @@ class Labelling:
         if not self.classes:
             raise ValueError("classes: expected at least one name, got none")
         if not self.colours:
-            object.__setattr__(self, "colours", tuple(_hue(i) for i in range(len(self.classes))))
+            object.__setattr__(self, "colours", tuple(_colour(i) for i in range(len(self.classes))))
         if len(self.colours) != len(self.classes):
             raise ValueError(f"colours: expected one for each of {len(self.classes)} classes, got {len(self.colours)}")
         used = [value for value in self.void if 0 <= value - self.first < len(self.classes)]
@@ -105,17 +116,10 @@ def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from None
 
 
-def draw(
-    labels: np.ndarray, labelling: Labelling, image: Image.Image | None = None, *, opacity: float = 0.6
-) -> Image.Image:
-    """A label map in its colours, void in black; over its image if one is given."""
-    table = np.array([*labelling.colours, (0, 0, 0)], dtype=np.uint8)  # IGNORED is the last
-    drawn = Image.fromarray(table[labels], "RGB")
-    return drawn if image is None else Image.blend(image.convert("RGB"), drawn, opacity)
-
-
-def _hue(index: int) -> Colour:
-    """Hues a golden section apart, in three lightnesses."""
+def _colour(index: int) -> Colour:
+    """Colours that colour-blind readers tell apart, as far as there are any; then hues a golden section apart."""
+    if index < len(OKABE_ITO):
+        return OKABE_ITO[index]
     red, green, blue = colorsys.hls_to_rgb(index * 0.6180339887 % 1, (0.5, 0.35, 0.65)[index % 3], 0.8)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -133,6 +137,19 @@ CAMVID = Labelling(
         "car",
         "pedestrian",
         "bicyclist",
+    ),
+    colours=(
+        (86, 180, 233),
+        (213, 94, 0),
+        (240, 228, 66),
+        (128, 128, 128),
+        (204, 121, 167),
+        (0, 158, 115),
+        (255, 255, 255),
+        (128, 80, 20),
+        (0, 90, 170),
+        (230, 159, 0),
+        (90, 40, 140),
     ),
     void=(11, 255),
 )

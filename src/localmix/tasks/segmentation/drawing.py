@@ -41,7 +41,8 @@ def entries(labels: np.ndarray | Sequence[np.ndarray], labelling: Labelling) -> 
 
     A class without a pixel is left out; void comes last, if there is any.
 
-    >>> [(line.name, line.share) for line in entries(np.array([[0, 2, 2, IGNORED]]), Labelling(("sky", "tree", "road")))]
+    >>> lines = entries(np.array([[0, 2, 2, IGNORED]]), Labelling(classes=("sky", "tree", "road")))
+    >>> [(line.name, line.share) for line in lines]
     [('road', 0.5), ('sky', 0.25), ('void', 0.25)]
     """
     maps = [labels] if isinstance(labels, np.ndarray) else labels

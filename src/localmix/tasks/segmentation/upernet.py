@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import FeatureGetterNet
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,6 +122,11 @@ class UPerNet(nn.Module):
         """The backbone without what takes its maps from it."""
         return self.backbone.model if isinstance(self.backbone, FeatureGetterNet) else self.backbone
 
+    @property
+    def prefix(self) -> str:
+        """In front of the names of `network` in those of this net."""
+        return "backbone." if self.network is self.backbone else "backbone.model."
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: blocks of the backbone run again in the backward pass.
 
@@ -132,14 +137,15 @@ class UPerNet(nn.Module):
         try:
             network.set_grad_checkpointing(enable)
         except (AttributeError, AssertionError):
-            raise ValueError(f"backbone: expected one that can recompute its blocks, got {type(network).__name__}") from None
+            raise ValueError(
+                f"backbone: expected one that can recompute its blocks, got {type(network).__name__}"
+            ) from None
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two axes or more that stay without weight decay: those that the backbone names."""
         network: Any = self.network
-        prefix = "backbone.model." if network is not self.backbone else "backbone."
         names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-        return {prefix + name for name in names}
+        return {self.prefix + name for name in names}
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         size = image.shape[2:]

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from localmix.arguments import choice
 from localmix.tasks.images import CorruptImage
 
 IGNORED = -1
@@ -167,3 +168,36 @@ def ade20k() -> Labelling:
         first=1,
         void=(0,),
     )
+
+
+NAMED = {"camvid": lambda: CAMVID, "ade20k": ade20k}
+"""Labellings of known data sets."""
+CLASSES = "classes.txt"
+"""Beside the folders of a data set of one's own: a line for each class, in the order of the stored values."""
+
+
+def find_labelling(name: str | None, root: Path, *, first: int = 0, void: tuple[int, ...] = (255,)) -> Labelling:
+    """The classes of a data set: of a known one, or those that `classes.txt` in its folder names.
+
+    Args:
+        name: one of `NAMED`; None for the file.
+        root: folder of the data set.
+        first: stored value of the first class, if a file names the classes.
+        void: stored values that count nowhere, likewise.
+
+    Raises:
+        ValueError: the name is not known, there is no such file, or it is empty or names a class twice.
+    """
+    if name is not None:
+        return NAMED[choice("classes", name, tuple(NAMED))]()
+    path = root / CLASSES
+    if not path.is_file():
+        raise ValueError(
+            f"data: expected {path}, a line for each class in the order of the labels, or a data set that is known by "
+            f"name ({', '.join(NAMED)}), found none"
+        )
+    classes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"data: expected each class once in {path}, got {', '.join(twice[:10])} more than once")
+    return Labelling(tuple(classes), first=first, void=void)

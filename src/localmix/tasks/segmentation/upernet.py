@@ -123,6 +123,11 @@ class UPerNet(nn.Module):
         return self.backbone.model if isinstance(self.backbone, FeatureGetterNet) else self.backbone
 
     @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Which parameters belong to its classes, as timm says it of its nets."""
+        return {"classifier": ("decode_head.conv_seg", "auxiliary_head.conv_seg")}
+
+    @property
     def prefix(self) -> str:
         """In front of the names of `network` in those of this net."""
         return "backbone." if self.network is self.backbone else "backbone.model."

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import bench, evaluation
+from localmix.cli import bench, evaluation, segmentation
 from localmix.cli.images import DATA_HELP
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary, add_arguments, run in (
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
-        ("predict", "classify images with a trained network", _add_predict, _predict),
+        ("predict", "classify images, or their pixels, with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
@@ -115,9 +115,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
+    segmentation.add_views(parser)
+    add = parser.add_argument_group("of segmenters, which draw what they found").add_argument
+    add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
+    add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
+    add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from localmix.reports.evaluation.tasks import task_of
+
+    if task_of(args.model) == "segmentation":
+        from localmix.reports.predict_segmentation import predict
+
+        if args.output is None:
+            raise ValueError("output: expected a folder for the pictures, got none")
+        options = (*segmentation.OPTIONS, "output", "tta", "weights", "device")
+        return predict(args.model, args.images, top=args.top, **{name: getattr(args, name) for name in options})
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)

@@ -86,7 +86,7 @@ def legend(lines: Sequence[Entry], height: int) -> Image.Image:
 
 
 def _percent(share: float) -> str:
-    return "<0.1%" if share < 0.0005 else f"{share:.1%}"
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def draw_with_legend(
@@ -102,6 +102,51 @@ def draw_with_legend(
     """
     picture = enlarged(draw(labels, labelling, image, opacity=opacity))
     return beside([picture, legend(entries(labels, labelling), picture.height)])
+
+
+def comparison(
+    image: Image.Image, labels: np.ndarray, predicted: np.ndarray, labelling: Labelling, *, height: int = LEAST_SIDE
+) -> Image.Image:
+    """An image, its labels and what was predicted, from left to right, with a legend; labels of their own say which.
+
+    Shares are those of the labels; a class that was predicted alone has none.
+
+    Args:
+        height: of the panels [pixels].
+    """
+    size = (max(1, round(height * image.width / image.height)), height)
+    lines = entries(labels, labelling)
+    known = {line.name for line in lines}
+    lines += [line._replace(share=0.0) for line in entries(predicted, labelling) if line.name not in known]
+    panels = []
+    for title, panel, resample in (
+        ("image", image.convert("RGB"), Image.Resampling.BILINEAR),
+        ("labels", draw(labels, labelling), Image.Resampling.NEAREST),
+        ("predicted", draw(predicted, labelling), Image.Resampling.NEAREST),
+    ):
+        panels.append(titled(panel.resize(size, resample), title))
+    return beside([*panels, titled(legend(lines, height), "share of the labels")], gap=8)
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """A picture with a line of text above it."""
+    font = ImageFont.load_default(16)
+    width = max(picture.width, int(font.getlength(title)) + 1)
+    whole = Image.new("RGB", (width, picture.height + 24), PAPER)
+    ImageDraw.Draw(whole).text((0, 12), title, INK, font, anchor="lm")
+    whole.paste(picture, (0, 24))
+    return whole
+
+
+def below(pictures: Sequence[Image.Image], *, gap: int = 8) -> Image.Image:
+    """Pictures one below the other, their left sides aligned."""
+    height = sum(picture.height for picture in pictures) + gap * (len(pictures) - 1)
+    whole = Image.new("RGB", (max(picture.width for picture in pictures), height), PAPER)
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height + gap
+    return whole
 
 
 def enlarged(picture: Image.Image, least: int = LEAST_SIDE) -> Image.Image:

@@ -92,6 +92,22 @@ class Labelling:
         labels[void] = IGNORED
         return labels
 
+    def stored(self, labels: np.ndarray) -> Image.Image:
+        """Classes from 0 and `IGNORED` as a label map: what `read_label_map` reads back, with the colours as palette.
+
+        More than 8 bits have no palette.
+        """
+        void = self.void[0] if self.void else 0
+        values = np.where(labels == IGNORED, void, labels + self.first)
+        if values.max(initial=0) > 255:
+            return Image.fromarray(values.astype(np.uint16))
+        image = Image.fromarray(values.astype(np.uint8))
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        last = min(256, self.first + self.num_classes)
+        palette[self.first : last] = self.colours[: last - self.first]
+        image.putpalette(palette.ravel().tolist())
+        return image
+
 
 def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
     """The classes of a label map, int32 [H, W]; what is void is `IGNORED`.

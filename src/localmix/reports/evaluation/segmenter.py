@@ -77,7 +77,8 @@ def load_segmenter(model: Path | str, weights: str | None = None) -> Segmenter:
     held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
     kind = held[0] if weights is None else choice("weights", weights, tuple(held))
     try:
-        net = Segmentation(**{**facts, "ema_decay": None}).net
+        arguments: dict[str, Any] = {**facts, "ema_decay": None}
+        net: Any = Segmentation(**arguments).net
         net.load_state_dict(
             {k.removeprefix(PREFIXES[kind]): v for k, v in state.items() if k.startswith(PREFIXES[kind])}
         )

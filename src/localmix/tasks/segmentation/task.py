@@ -140,7 +140,8 @@ class Segmentation(Task):
         return done
 
     def _fill_backbone(self, weights: str) -> str:
-        name, network = self.hparams["model"], self.net.network
+        net: Any = self.net
+        name, network = self.hparams["model"], net.network
         if weights != PRETRAINED and not isinstance(network, Hierarchy):
             raise ValueError(
                 f"weights: expected a segmenter, or {PRETRAINED!r}, for a backbone that is timm's own, got {weights}"

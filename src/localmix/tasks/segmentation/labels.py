@@ -15,6 +15,7 @@ from PIL import Image
 
 from localmix.arguments import choice
 from localmix.tasks.images import CorruptImage
+from localmix.tasks.scenes import CLASSES as SCENES
 
 IGNORED = -1
 """Label of a pixel that counts nowhere."""
@@ -186,7 +187,7 @@ def ade20k() -> Labelling:
     )
 
 
-NAMED = {"camvid": lambda: CAMVID, "ade20k": ade20k}
+NAMED = {"camvid": lambda: CAMVID, "ade20k": ade20k, "scenes": lambda: Labelling(SCENES)}
 """Labellings of known data sets."""
 CLASSES = "classes.txt"
 """Beside the folders of a data set of one's own: a line for each class, in the order of the stored values."""

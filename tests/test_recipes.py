@@ -11,7 +11,9 @@ from localmix.reports.training.options import parse
 
 ROOT = Path(__file__).parents[1]
 WHOLE = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if not path.name.startswith("recipe")]
-SEGMENTERS = [path for path in WHOLE if path.parent.name in ("ade20k", "camvid") or path.stem.startswith("segmentation_")]
+SEGMENTERS = [
+    path for path in WHOLE if path.parent.name in ("ade20k", "camvid") or path.stem.startswith("segmentation_")
+]
 RECIPES = [path for path in WHOLE if path not in SEGMENTERS]
 PAPER = [path for path in RECIPES if path.parent.name == "imagenet" and not path.stem.startswith("finetune")]
 SKELETONS = ("dwnet", "dynamic_dwnet", "i_dynamic_dwnet", "localswin")
@@ -63,7 +65,9 @@ def test_numbers_of_the_paper(path):
 
 def test_every_row_has_a_segmenter():
     """Those of the paper's table, and of CamVid a nano net of each mixer and five nets for a GPU."""
-    stems = {folder: {path.stem for path in SEGMENTERS if path.parent.name == folder} for folder in ("ade20k", "camvid")}
+    stems = {
+        folder: {path.stem for path in SEGMENTERS if path.parent.name == folder} for folder in ("ade20k", "camvid")
+    }
     assert stems["ade20k"] == {f"{stem}_{size}" for stem in SKELETONS for size in ("tiny", "base")}
     nano = {f"{stem}_nano" for stem in (*SKELETONS, "localmlp", "localnat")}
     assert stems["camvid"] == nano | {f"{stem}_tiny" for stem in (*SKELETONS, "localmlp")}

@@ -107,8 +107,8 @@ and change with both, got shared-positions
         if isinstance(self.num_groups, (tuple, list)):
             groups = tuple(self.num_groups)
             object.__setattr__(self, "num_groups", groups[0] if len(groups) == 1 else groups)
-        counts = self.num_groups if isinstance(self.num_groups, tuple) else (self.num_groups,)
-        if not counts or not all(_is_int(n) and n >= 1 for n in counts if self.num_groups is not None):
+        counts: Any = self.num_groups if isinstance(self.num_groups, tuple) else (self.num_groups,)
+        if self.num_groups is not None and not (counts and all(_is_int(n) and n >= 1 for n in counts)):
             raise ValueError(f"num_groups: expected None, or ints of at least 1, got {self.num_groups!r}")
         self._check_connectivity()
         self._check_sharing()
@@ -135,8 +135,8 @@ and change with both, got shared-positions
         clamped = Connectivity.SLIDING_CLAMPED if self.weights is Dynamics.DOT_PRODUCT else Connectivity.SLIDING_ZERO
         if self.connectivity is not clamped:
             raise ValueError(
-                f"connectivity: expected '{clamped.value}' for {self.weights_name} weights (a softmax over inputs keeps "
-                f"to the map, other weights multiply zeros behind the border), got '{self.connectivity.value}'"
+                f"connectivity: expected '{clamped.value}' for {self.weights_name} weights (a softmax over inputs "
+                f"keeps to the map, other weights multiply zeros behind the border), got '{self.connectivity.value}'"
             )
 
     def _check_sharing(self) -> None:
@@ -159,7 +159,8 @@ and change with both, got shared-positions
             if self.period is None:
                 raise ValueError("period: expected the size of the windows that share a sliding kernel, got None")
             raise ValueError(
-                f"period: expected none but for a sliding kernel that windows share (a window is its own), got {self.period}"
+                "period: expected none but for a sliding kernel that windows share (a window is its own), "
+                f"got {self.period}"
             )
 
     def _check_weights(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from localmix.layers.shared_source import (
     SharedStatic,
     Sharing,
 )
-from localmix.layers.source import DotProduct, InhomogeneousKernel, hidden_size
+from localmix.layers.source import DotProduct, InhomogeneousKernel
 from localmix.layers.windows import from_windows, to_windows
 from localmix.point import Point
 
@@ -51,6 +52,9 @@ class LocalMixer(Mixer):
     >>> mixer.operator, mixer(torch.rand(2, 9, 14, 96)).shape
     ('homogeneous_convolution', torch.Size([2, 9, 14, 96]))
     """
+
+    connectivity: Any  # Sliding or Window, and a source of weights: which ones the route of the point knows
+    source: Any
 
     def __init__(self, dim: int, point: Point, *, reduction: int = 4, impl: str = "auto") -> None:
         arguments.positive("dim", dim)
@@ -194,7 +198,7 @@ def _convolve_by_position(mixer: LocalMixer, x: Tensor) -> Tensor:
     y = kernels.inhomogeneous_convolution(
         x, weight, kernel_size=mixer.connectivity.kernel_size, dilation=mixer.connectivity.dilation, impl=mixer.impl
     )
-    return y if mixer.bias is None else y + mixer.bias
+    return _with_bias(mixer, y)
 
 
 def _convolve_by_slot(mixer: LocalMixer, x: Tensor) -> Tensor:
@@ -210,7 +214,7 @@ def _convolve_by_slot(mixer: LocalMixer, x: Tensor) -> Tensor:
         impl=mixer.impl,
     )
     y = y.view(height, width, mixer.num_groups, batch, channels // mixer.num_groups).permute(3, 0, 1, 2, 4).flatten(3)
-    return y + mixer.bias
+    return _with_bias(mixer, y)
 
 
 def _mix_windows(mixer: LocalMixer, x: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ def _mix_windows(mixer: LocalMixer, x: Tensor) -> Tensor:
         shift=shift,
         impl=mixer.impl,
     )
-    return y if by_slot else y + mixer.bias
+    return y if by_slot else _with_bias(mixer, y)
 
 
 def _mix_windows_of_each_image(mixer: LocalMixer, x: Tensor) -> Tensor:
@@ -240,7 +244,7 @@ def _mix_windows_of_each_image(mixer: LocalMixer, x: Tensor) -> Tensor:
         impl=mixer.impl,
     )
     y = y.view(height, width, batch, channels).permute(2, 0, 1, 3)
-    return y + mixer.offset(height, width)
+    return _with_bias(mixer, y)
 
 
 def _mix_each_window(mixer: LocalMixer, x: Tensor) -> Tensor:
@@ -289,11 +293,16 @@ def _attend_to_window(mixer: LocalMixer, x: Tensor) -> Tensor:
     return mixer.output(y.flatten(3))
 
 
+def _with_bias(mixer: LocalMixer, y: Tensor) -> Tensor:
+    offset = mixer.offset(y.shape[1], y.shape[2])
+    return y if offset is None else y + offset
+
+
 def _per_channel(mixer: LocalMixer, x: Tensor) -> Tensor:
     """Kernels of every channel: [B|1, C, kh, kw]."""
     source = mixer.source
-    kernels_of_groups = source.sharing.normalised(source.matrices(x))
-    return kernels_of_groups.repeat_interleave(mixer.dim // mixer.num_groups, dim=1)
+    of_groups = source.sharing.normalised(source.matrices(x))
+    return of_groups if mixer.num_groups == mixer.dim else of_groups.repeat_interleave(mixer.dim // mixer.num_groups, 1)
 
 
 def _by_slot(mixer: LocalMixer, x: Tensor) -> Tensor:

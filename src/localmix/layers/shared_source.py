@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from localmix import arguments
 from localmix.axes import Positions
 from localmix.functional import weight as weights
 from localmix.layers.connectivity import Sliding, Window
@@ -23,8 +22,8 @@ from localmix.point import Point
 class Sharing:
     """How positions share the matrices [B|1, G, *shape] of a source, and whether a softmax runs over the taps.
 
-    All positions, kernel that slides: [G, kh, kw]. All positions of windows: a table by offset, [G, 2 wh - 1, 2 ww - 1].
-    By windows: [G, N, K], the slot of the output and its taps, which are the slots of the window or a kernel.
+    All positions of a map: a kernel, [G, kh, kw]. All positions of windows: by offset, [G, 2 wh - 1, 2 ww - 1].
+    Windows: by the slot of the output, [G, N, K], whose taps are the slots of its window, or the kernel around it.
     """
 
     point: Point
@@ -89,17 +88,15 @@ class SharedStatic(SharedSource):
         return self.weight[None]
 
 
-class SharedHomogeneous(HomogeneousKernel):
+class SharedHomogeneous(SharedSource, HomogeneousKernel):
     """A two-layer map of the globally pooled feature."""
 
     def __init__(self, dim: int, num_groups: int, sharing: Sharing, *, reduction: int) -> None:
         super().__init__(dim, kernel_size=sharing.shape, num_groups=num_groups, reduction=reduction)
         self.sharing = sharing
 
-    matrices = HomogeneousKernel.kernels
-
-    def forward(self, x: Tensor, connectivity: Sliding | Window) -> tuple[Tensor, Tensor]:
-        return x, self.sharing.by_position(self.sharing.normalised(self.matrices(x)), x, connectivity)
+    def matrices(self, x: Tensor) -> Tensor:
+        return self.kernels(x)
 
 
 class Mixture(SharedSource):

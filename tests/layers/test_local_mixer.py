@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import random
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,6 +337,13 @@ def test_an_implementation_that_cannot_serve_is_an_error(name, monkeypatch):
         made(name, impl="native")(x)
     with pytest.raises(ValueError, match=r"^impl: expected one of .*, got 'fastest'$"):
         made(name, impl="fastest")(x)
+
+
+def test_document_says_which_operator_computes_a_point():
+    document = (Path(__file__).parents[2] / "docs/local_mixer.md").read_text()
+    rows = re.findall(r"^\| `(\S+/\S+)` \| `(\w+)` \|", document, re.MULTILINE)
+    assert {operator for _, operator in rows} == set(kernels.OPERATORS)
+    assert [(name, LocalMixer.from_name(name, dim=8).operator) for name, _ in rows] == rows
 
 
 class Largest(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """Networks around any point of the space."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -51,6 +52,14 @@ def test_a_network_of_the_paper_is_that_of_its_point(function, size):
         for side in ((30, 41), (64, 64)):
             x = torch.randn(2, 3, *side)
             assert torch.equal(twin(x), net(x))
+
+
+def test_parameters_in_the_document():
+    document = (Path(__file__).parents[2] / "docs/local_mixer.md").read_text()
+    for weights in ("homogeneous", "mixture4", "static"):
+        with torch.device("meta"):
+            net = timm.create_model("localmixer_tiny", mixer=f"sliding7/shared-positions/unshared-channels/{weights}")
+        assert f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f}M" in document
 
 
 def test_the_mixer_of_no_name_is_that_of_dwnet():

@@ -28,7 +28,7 @@ def test_distribution_is_the_integral_of_the_density(degrees):
 
 def test_half_of_the_distribution_is_below_zero():
     assert quantile(0.5, 3) == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ValueError, match="probability: expected from 0.5 to less than 1, got 1.0"):
+    with pytest.raises(ValueError, match=r"probability: expected from 0\.5 to less than 1, got 1\.0"):
         quantile(1.0, 3)
     with pytest.raises(ValueError, match="degrees: expected at least 1, got 0"):
         within(1.0, 0)

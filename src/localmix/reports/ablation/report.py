@@ -146,8 +146,8 @@ def _introduction(results: dict[str, Any]) -> list[str]:
         note(results),
         "",
         "All nets of a study have the same recipe, images, order of the images and seeds. Each study is corrected for "
-        "its own comparisons, not for those of the others. The intervals are over seeds: they say what another seed would "
-        "change, not what other images, a longer training or a larger net would.",
+        "its own comparisons, not for those of the others. The intervals are over seeds: they say what another seed "
+        "would change, not what other images, a longer training or a larger net would.",
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -98,6 +99,7 @@ def within(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + sin * total) if odd else sin * total
 
 
+@cache
 def quantile(probability: float, degrees: int) -> float:
     """The t that a variable of Student's distribution stays below with that probability, of at least 1/2."""
     if not 0.5 <= probability < 1:

@@ -13,6 +13,7 @@ from localmix.reports.ablation import ablate as module
 from localmix.reports.ablation.ablate import ablate
 from localmix.reports.ablation.statistics import difference
 from localmix.reports.ablation.studies import STUDIES, Net, Study
+from localmix.reports.cost import Cost
 
 SMALL = {"img_size": 16, "batch_size": 8, "steps": 2, "processes": 1, "seeds": [0, 1]}
 NAMES = ["norm-convolution", "squeeze-excitation"]
@@ -47,12 +48,36 @@ def test_results(ablated):
             assert point["net"] == STUDIES[study["name"]].nets[point["label"]].name
             assert point["parameters"] > 500_000 and point["macs"] > 1_000_000
             assert point["top1_mean"] == pytest.approx(sum(top1[point["label"]]) / 2)
-            assert [run["seed"] for run in point["runs"]] == [0, 1]
+            assert [(run["seed"], run["steps"]) for run in point["runs"]] == [(0, 2), (1, 2)]
             if point["label"] == study["baseline"]:
                 assert point["difference"] is None
             else:
                 expected = difference(top1[point["label"]], top1[study["baseline"]])
                 assert (point["difference"], point["p"]) == (expected.mean, expected.p)
+
+
+def test_claims_are_those_of_the_corrected_p_values(monkeypatch, tmp_path):
+    """Planted: an effect, one that the correction takes back, and none."""
+    study = STUDIES["heads"]
+    planted = {
+        "3-6-12-24": [0.80, 0.82, 0.81, 0.83],
+        "1-2-4-8": [0.70, 0.7205, 0.7095, 0.73],
+        "2-4-8-16": [0.808, 0.829, 0.832, 0.8405],
+        "6-12-24-48": [0.81, 0.81, 0.82, 0.82],
+    }
+    by_net = {study.nets[label]: label for label in planted}
+    monkeypatch.setattr(module, "ends", lambda net, output: [{"top1": value} for value in planted[by_net[net]]])
+    nets = study.nets.values()
+    row = module._row(study, dict.fromkeys(nets, Cost(1, 1)), {net: net for net in nets}, tmp_path)
+    points = {point["label"]: point for point in row["points"]}
+    assert {label: point["distinguishable"] for label, point in points.items()} == {
+        "3-6-12-24": None,
+        "1-2-4-8": True,
+        "2-4-8-16": False,
+        "6-12-24-48": False,
+    }
+    assert points["2-4-8-16"]["p"] < 0.05 < points["2-4-8-16"]["p_holm"]
+    assert points["1-2-4-8"]["difference"] == pytest.approx(-0.1)
 
 
 def test_a_net_of_two_studies_is_trained_once(ablated):

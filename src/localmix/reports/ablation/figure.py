@@ -29,7 +29,7 @@ def draw(results: dict[str, Any], path: Path, *, title: str, note: str) -> None:
     rows = [studies[i : i + columns] for i in range(0, len(studies), columns)]
     heights = [max(len(study["points"]) for study in row) + 3.2 for row in rows]
     lines = fill(note, 130)
-    height = 0.155 * sum(heights) + 0.12 * lines.count("\n") + 1.1
+    height = 0.175 * sum(heights) + 0.12 * lines.count("\n") + 1.1
     figure = Figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import bench, evaluation
+from localmix.cli import bench, evaluation, explanation
 from localmix.cli.images import DATA_HELP
 
 
@@ -49,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("predict", "classify images with a trained network", _add_predict, _predict),
-        ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
+        (
+            "explain",
+            "say where a mixer stands on the axes, or show what networks do to images",
+            explanation.add_arguments,
+            explanation.run,
+        ),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
         ("test", "evaluate a network on test images", evaluation.add_arguments, evaluation.test),
@@ -121,17 +126,6 @@ def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)
-
-
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="such as window_attention")
-
-
-def _explain(args: argparse.Namespace) -> int:
-    from localmix.reports.explain import explain
-
-    print(explain(args.name))
-    return 0
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,42 +17,46 @@ SMALL, NORMAL = 9.0, 10.0
 
 
 def grid(
-    rows: Sequence[str], columns: Sequence[str], *, title: str, note: str, foot: float = 0.0, **options: Any
+    rows: Sequence[str], columns: Sequence[str], *, title: str, note: str, foot: float = 0.0
 ) -> tuple[Figure, np.ndarray]:
     """A figure and its axes [row, column], each row and column with its name.
 
+    In the name of a column, lines that begin with * are bold.
+
     Args:
         foot: place for a colour bar below [inches].
-        options: of `Figure.subplots`.
     """
     count = len(columns)
     # few panels are larger, so that the title finds its place
     side = max(PANEL, min(2.6, 6.2 / count))
-    lines = 1 + max(name.count("\n") for name in columns) + note.count("\n") + 2
+    heads = [name.split("\n") for name in columns]
+    lines = max(map(len, heads))
     figure = Figure(
-        figsize=(side * count + 0.6, (side + 0.25) * len(rows) + 0.19 * lines + 0.35 + foot),
+        figsize=(side * count + 0.6, (side + 0.3) * len(rows) + 0.16 * lines + 0.6 + foot),
         dpi=150,
         layout="constrained",
     )
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.02)  # ty: ignore[unresolved-attribute]
-    axes = figure.subplots(len(rows), count, squeeze=False, **options)
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    # the empty lines hold the place of the note
     figure.suptitle(f"{title}\n", fontsize=NORMAL + 1.5, fontweight="bold")
-    # the empty line of the title holds its place
-    figure.text(0.5, 1 - 0.33 / figure.get_figheight(), note, ha="center", va="top", fontsize=SMALL, color="#444444")
-    for name, panel in zip(columns, axes[0], strict=True):
-        head, _, rest = name.partition("\n")
-        panel.set_title(rest or head, fontsize=SMALL)
-        if rest:
+    figure.text(0.5, 1 - 0.3 / figure.get_figheight(), note, ha="center", va="top", fontsize=SMALL, color="#444444")
+    for head, panel in zip(heads, axes[0], strict=True):
+        # a title of one style holds the place of lines of two
+        panel.set_title("\n".join(["x"] * lines), fontsize=SMALL, alpha=0)
+        for number, line in enumerate(head):
+            above = 6 + (lines - 1 - number) * SMALL * 1.25
             panel.annotate(
-                head,
+                line.lstrip("*"),
                 (0.5, 1),
-                (0, 6 + (rest.count("\n") + 1) * SMALL * 1.2),
+                (0, above),
                 xycoords="axes fraction",
                 textcoords="offset points",
                 ha="center",
                 va="bottom",
                 fontsize=SMALL,
-                fontweight="bold",
+                fontweight="bold" if line.startswith("*") else "normal",
+                annotation_clip=False,
             )
     for name, panel in zip(rows, axes[:, 0], strict=True):
         panel.set_ylabel(name, fontsize=SMALL)
@@ -75,13 +78,30 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def two_lines(name: str, title: str, is_random: bool) -> str:
-    """Name of a column: the network, and below it what its mixers are and whether it is untrained."""
-    words, lines, line = title.split(), [], ""
-    for word in words:
-        if line and len(line) + len(word) > 16:
-            lines.append(line)
-            line = word
+def pixels(panel: Axes, height: int, width: int, *, left: bool, bottom: bool) -> None:
+    """Ticks at the ends of an image, named where the panel stands at the left or at the bottom of the grid."""
+    panel.set_xticks([0, width], labels=None if bottom else ["", ""])
+    panel.set_yticks([0, height], labels=None if left else ["", ""])
+    panel.tick_params(labelsize=SMALL - 1, length=2, pad=2)
+
+
+def heading(name: str, title: str, is_random: bool) -> str:
+    """What a column is called: lines of which those that begin with * are bold.
+
+    >>> heading("i_dynamic_dwnet_nano", "local MLP", True).splitlines()
+    ['*i_dynamic_', '*dwnet_nano', 'local MLP', 'random weights']
+    """
+    names = [f"*{line}" for line in wrapped(name.replace("_", "_\0"), "\0")]
+    return "\n".join([*names, *wrapped(title, " "), *(["random weights"] if is_random else [])])
+
+
+def wrapped(text: str, space: str, length: int = 17) -> list[str]:
+    """Lines of that length, or of one word that is longer."""
+    lines: list[str] = []
+    for word in text.split(space) if text else ():
+        joined = f"{lines[-1]}{space.strip(chr(0))}{word}" if lines else word
+        if lines and len(joined) <= length:
+            lines[-1] = joined
         else:
-            line = f"{line} {word}".strip()
-    return "\n".join(filter(None, [name, *lines, line, "random weights" if is_random else ""]))
+            lines.append(word)
+    return lines

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle
 
-from localmix.reports.explanation.grid import SMALL, bare, grid, png
+from localmix.reports.explanation.grid import SMALL, grid, pixels, png
 from localmix.reports.explanation.receptive_field import ReceptiveField
 
 RANGE = 1e-4
@@ -39,7 +39,8 @@ def draw(
                 extent=(0, width, height, 0),
                 interpolation="nearest",
             )
-            bare(panel)
+            bottom = line is axes[-1]
+            pixels(panel, height, width, left=panel is line[0], bottom=bottom)
             for share, radius in field.radius.items():
                 style = LINES[share]
                 for colour, thickness in (("black", 2.2), ("white", 1.2)):
@@ -47,7 +48,9 @@ def draw(
                     circle.set_linestyle(style)
                     panel.add_patch(circle)
             words = ", ".join(f"{share:.0%}: {radius:.0f} px" for share, radius in field.radius.items())
-            panel.set_xlabel(words, fontsize=SMALL - 1, labelpad=2)
+            panel.set_xlabel(f"x [pixels]\n{words}" if bottom else words, fontsize=SMALL - 1, labelpad=2)
+    for (name, _), panel in zip(rows, axes[:, 0], strict=True):
+        panel.set_ylabel(f"{name}\ny [pixels]", fontsize=SMALL, labelpad=0)
     bar = figure.colorbar(picture, ax=axes, orientation="horizontal", shrink=0.3, aspect=30, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL - 1)
     bar.set_label("gradient energy over its largest", fontsize=SMALL)

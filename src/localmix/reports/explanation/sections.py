@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from localmix.reports.explanation import matrix_figure, receptive_field_figure, variation_figure, weights_figure
-from localmix.reports.explanation.grid import two_lines
+from localmix.reports.explanation.grid import heading
 from localmix.reports.explanation.look import Look
 from localmix.reports.explanation.page import Page
 from localmix.reports.explanation.receptive_field import ReceptiveField, num_stages, receptive_fields
@@ -51,7 +51,7 @@ class Shown:
     @property
     def heads(self) -> list[str]:
         """What the columns are called."""
-        return [two_lines(net.label, net.title, net.is_random) for net in self.nets]
+        return [heading(net.label, net.title, net.is_random) for net in self.nets]
 
     def where(self, position: Position, image: int) -> tuple[tuple[float, float], str]:
         """x, y of a position [pixels], and the same in words."""

@@ -13,11 +13,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from localmix.reports.explanation.grid import SMALL, bare, grid, png
+from localmix.reports.explanation.grid import SMALL, bare, grid, pixels, png
 
 FREE, SHARES = "RdBu_r", "viridis"
 """Colours of weights that may be negative, centred at zero, and of weights that sum to one: both for all eyes."""
-OPACITY = 0.72
+OPACITY = 0.75
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ def draw(
         rows: name of each layer, and its weights in each network.
         pixel: x, y of the position.
     """
-    figure, axes = grid([name for name, _ in rows], ["the image", *columns], title=title, note=note, foot=0.85)
+    figure, axes = grid(
+        [name for name, _ in rows], ["*the image\nx, y [pixels]", *columns], title=title, note=note, foot=0.85
+    )
     height, width = pictures[0].shape[:2]
     for line, (_, laid) in zip(axes, rows, strict=True):
         box = _around(laid, width, height)
         _whole(line[0], pictures[0], pixel, box)
+        pixels(line[0], height, width, left=True, bottom=line is axes[-1])
         for panel, picture, weights in zip(line[1:], pictures, laid, strict=True):
             _panel(panel, picture, weights, box)
-    for panel in axes[:-1, 0]:
-        panel.set_xticklabels([])
-    axes[-1, 0].set_xlabel("x [pixels]", fontsize=SMALL - 1)
     kinds = {weights.is_normalised for _, laid in rows for weights in laid}
     bars = [
         (FREE, (-1.0, 1.0), ("−max", "0", "+max"), "free weights")
@@ -125,15 +125,12 @@ def _whole(panel: Axes, picture: np.ndarray, pixel: tuple[float, float], box: tu
         panel.plot(*pixel, marker="+", color=colour, markersize=7, markeredgewidth=thickness)
     panel.set_xlim(0, width)
     panel.set_ylim(height, 0)
-    panel.set_xticks([0, width])
-    panel.set_yticks([0, height])
-    panel.tick_params(labelsize=SMALL - 1, length=2)
 
 
 def _panel(panel: Axes, picture: np.ndarray, laid: Laid, box: tuple[float, ...]) -> None:
     height, width = picture.shape[:2]
     # paler than it is, so that colours are told apart on dark places too
-    grey = 255 - (255 - picture.mean(2)) * 0.65
+    grey = 255 - (255 - picture.mean(2)) * 0.42
     panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="nearest")
     top = laid.largest or 1.0
     colours, low = (SHARES, 0.0) if laid.is_normalised else (FREE, -top)
@@ -163,20 +160,21 @@ def _panel(panel: Axes, picture: np.ndarray, laid: Laid, box: tuple[float, ...])
 
 
 def _around(laid: Sequence[Laid], width: int, height: int) -> tuple[float, float, float, float]:
-    """A square that holds where all of them look, and a margin; within the image, or as much of it as fits."""
+    """A square that holds where all of them look, and a margin, as far as there is an image or a map."""
     boxes = np.array([weights.box for weights in laid])
     margin = max(max(weights.step) for weights in laid)
     left, top = boxes[:, :2].min(0) - margin
     right, bottom = boxes[:, 2:].max(0) + margin
     side = max(right - left, bottom - top)
-    x = _slide((left + right) / 2, side, width)
-    y = _slide((top + bottom) / 2, side, height)
+    # a map may reach beyond the image, which the patches do not divide
+    x = _slide((left + right) / 2, side, max(width, right - margin))
+    y = _slide((top + bottom) / 2, side, max(height, bottom - margin))
     return x[0], y[0], x[1], y[1]
 
 
 def _slide(middle: float, side: float, size: float) -> tuple[float, float]:
-    """An interval of that length around `middle`, moved into 0 ... size; around the whole if it is longer."""
+    """An interval of that length around `middle`, moved into 0 ... size, or the whole of it."""
     if side >= size:
-        return (size - side) / 2, (size + side) / 2
+        return 0.0, size
     start = min(max(middle - side / 2, 0), size - side)
     return start, start + side

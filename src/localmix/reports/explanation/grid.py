@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,11 +38,11 @@ def grid(
         dpi=150,
         layout="constrained",
     )
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.02)  # ty: ignore[unresolved-attribute]
+    layout(figure, w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.02)
     axes = figure.subplots(len(rows), count, squeeze=False)
     # the empty lines hold the place of the note
     figure.suptitle(f"{title}\n", fontsize=NORMAL + 1.5, fontweight="bold")
-    figure.text(0.5, 1 - 0.3 / figure.get_figheight(), note, ha="center", va="top", fontsize=SMALL, color="#444444")
+    figure.text(0.5, 1 - 0.27 / figure.get_figheight(), note, ha="center", va="top", fontsize=SMALL, color="#444444")
     for head, panel in zip(heads, axes[0], strict=True):
         # a title of one style holds the place of lines of two
         panel.set_title("\n".join(["x"] * lines), fontsize=SMALL, alpha=0)
@@ -61,6 +63,12 @@ def grid(
     for name, panel in zip(rows, axes[:, 0], strict=True):
         panel.set_ylabel(name, fontsize=SMALL)
     return figure, axes
+
+
+def layout(figure: Figure, **settings: Any) -> None:
+    """Settings of the constrained layout."""
+    engine: Any = figure.get_layout_engine()
+    engine.set(**settings)
 
 
 def bare(panel: Axes) -> None:
@@ -91,17 +99,20 @@ def heading(name: str, title: str, is_random: bool) -> str:
     >>> heading("i_dynamic_dwnet_nano", "local MLP", True).splitlines()
     ['*i_dynamic_', '*dwnet_nano', 'local MLP', 'random weights']
     """
-    names = [f"*{line}" for line in wrapped(name.replace("_", "_\0"), "\0")]
-    return "\n".join([*names, *wrapped(title, " "), *(["random weights"] if is_random else [])])
+    names = [f"*{line}" for line in wrapped(name, 18)]
+    return "\n".join([*names, *wrapped(title, 20), *(["random weights"] if is_random else [])])
 
 
-def wrapped(text: str, space: str, length: int = 17) -> list[str]:
-    """Lines of that length, or of one word that is longer."""
+def wrapped(text: str, length: int) -> list[str]:
+    """Lines of that length, parted behind spaces, underscores and slashes; a longer part is a line of its own.
+
+    >>> wrapped("sliding7/shared-positions/static", 20)
+    ['sliding7/', 'shared-positions/', 'static']
+    """
     lines: list[str] = []
-    for word in text.split(space) if text else ():
-        joined = f"{lines[-1]}{space.strip(chr(0))}{word}" if lines else word
-        if lines and len(joined) <= length:
-            lines[-1] = joined
+    for part in re.findall(r"[^ _/]*[ _/]|[^ _/]+", text):
+        if lines and len((lines[-1] + part).rstrip()) <= length:
+            lines[-1] += part
         else:
-            lines.append(word)
-    return lines
+            lines.append(part)
+    return [line.rstrip() for line in lines]

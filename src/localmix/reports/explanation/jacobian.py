@@ -19,6 +19,8 @@ class Held(nn.Module):
     It answers for the sources of `localmix.layers`, so that a layer runs the operator that it always runs.
     """
 
+    source: Any
+
     def __init__(self, source: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.source, self.x = source, x
@@ -32,6 +34,10 @@ class Held(nn.Module):
     def kernels(self, values: Tensor) -> Tensor:
         """As `HomogeneousKernel.kernels`."""
         return self.source.kernels(self.x)
+
+    def matrices(self, values: Tensor) -> Tensor:
+        """As `SharedSource.matrices`."""
+        return self.source.matrices(self.x)
 
     def hidden(self, values: Tensor) -> Tensor:
         """As `InhomogeneousKernel.hidden`."""

@@ -30,5 +30,5 @@ def draw(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]
         panel.set_ylabel(f"{name}\noutput position i", fontsize=SMALL)
     bar = figure.colorbar(picture, ax=axes, orientation="horizontal", ticks=[0, 1], shrink=0.3, aspect=30, pad=0.02)
     bar.set_ticklabels(["lowest", "highest"], fontsize=SMALL)
-    bar.set_label("weight, by its rank in the panel", fontsize=SMALL, labelpad=-8)
+    bar.set_label("weight, by its rank in the panel", fontsize=SMALL)
     return png(figure)

@@ -59,13 +59,13 @@ class Page:
 def cell(value: Any) -> str:
     """A value as it stands in a table.
 
-    >>> cell(0.12345), cell(None), cell(0.0)
-    ('0.123', '–', '0')
+    >>> cell(0.12345), cell(0.0001), cell(0.0), cell(None)
+    ('0.123', '<0.001', '0', '–')
     """
     if value is None:
         return "–"
     if isinstance(value, float):
-        return "0" if value == 0 else f"{value:.3f}"
+        return "0" if value == 0 else "<0.001" if 0 < value < 0.001 else f"{value:.3f}"
     return str(value)
 
 

@@ -115,7 +115,11 @@ def _maps(net: nn.Module, x: Tensor) -> list[Tensor]:
     forward: Any = getattr(net, "forward_intermediates", None)
     if forward is None:
         raise ValueError(f"model: expected a network with forward_intermediates, as timm has it, got {type(net)}")
-    maps = forward(x, output_fmt="NCHW", intermediates_only=True)
+    try:
+        maps = forward(x, output_fmt="NCHW", intermediates_only=True)
+    except AssertionError as error:
+        size = " x ".join(map(str, x.shape[2:]))
+        raise ValueError(f"images: the network takes none of {size} pixels: {error}") from error
     return [y for y in maps if y.ndim == 4]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -13,7 +14,7 @@ from localmix.reports.explanation.receptive_field import ReceptiveField
 
 RANGE = 1e-4
 """Energies below this share of the largest are drawn alike."""
-LINES = {0.5: "-", 0.95: (0, (4, 2))}
+LINES: dict[float, Any] = {0.5: "-", 0.95: (0, (4, 2))}
 
 
 def draw(
@@ -25,7 +26,7 @@ def draw(
 ) -> bytes:
     """A PNG: a row for each stage, a panel for each network; None where a network has no such stage."""
     figure, axes = grid([name for name, _ in rows], columns, title=title, note=note)
-    for line, (_, fields) in zip(axes, rows, strict=True):
+    for number, (line, (_, fields)) in enumerate(zip(axes, rows, strict=True), 1):
         for panel, field in zip(line, fields, strict=True):
             if field is None:
                 panel.set_axis_off()
@@ -39,7 +40,7 @@ def draw(
                 extent=(0, width, height, 0),
                 interpolation="nearest",
             )
-            bottom = line is axes[-1]
+            bottom = number == len(rows)
             pixels(panel, height, width, left=panel is line[0], bottom=bottom)
             for share, radius in field.radius.items():
                 style = LINES[share]

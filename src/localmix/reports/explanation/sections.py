@@ -50,8 +50,8 @@ class Shown:
 
     @property
     def heads(self) -> list[str]:
-        """What the columns are called."""
-        return [heading(net.label, net.title, net.is_random) for net in self.nets]
+        """What the columns are called; a point of the space of mixers says itself what it is."""
+        return [heading(n.label, "" if "/" in n.trained.name else n.title, n.is_random) for n in self.nets]
 
     def where(self, position: Position, image: int) -> tuple[tuple[float, float], str]:
         """x, y of a position [pixels], and the same in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from localmix.arguments import positive
 from localmix.axes import MIXERS
+from localmix.layers import LocalMixer
 from localmix.models import create_model
+from localmix.point import Point
 from localmix.reports.evaluation.trained import Trained, load_trained, view_of
 from localmix.reports.explanation.weights import mixers
 from localmix.tasks.images import read_image, to_tensor
@@ -42,9 +45,11 @@ class Subject:
     @property
     def title(self) -> str:
         """What its mixers are called, "" if it has none that have a name or several kinds."""
-        kinds = {type(mixer).__name__ for mixer in mixers(self.trained.net).values()}
+        held = list(mixers(self.trained.net).values())
+        kinds = {type(mixer).__name__ for mixer in held}
         titles = [row.title for row in MIXERS.values() if {row.layer} == kinds]
-        return titles[0] if titles else ""
+        points = [mixer.point.name for mixer in held if isinstance(mixer, LocalMixer)]
+        return next(iter([*titles, *points]), "")
 
     @property
     def origin(self) -> str:
@@ -93,6 +98,7 @@ class Subject:
             "label": self.label,
             "model": self.trained.name,
             "mixer": self.title or None,
+            "num_mixers": len(mixers(self.trained.net)),
             "weights": "random" if self.is_random else self.trained.source,
             "view": "the whole image" if self.whole else self.trained.view.facts(),
         }
@@ -110,7 +116,8 @@ def subjects(
     """The networks that `models` name, each with a label of its own.
 
     A name that timm knows has random weights, the same in each call, unless `pretrained` or `checkpoint` gives it
-    others; see `load_trained` for the rest.
+    others. So has a point of the space of mixers, such as "sliding7/shared-positions/groups8/homogeneous", which
+    stands for the nano network of such mixers. See `load_trained` for the rest.
 
     Raises:
         OSError, ValueError: as `load_trained`; `checkpoint` with several models.
@@ -123,11 +130,12 @@ def subjects(
         raise ValueError(f"checkpoint: expected a single model with it, got {len(models)}")
     loaded: list[tuple[Trained, bool]] = []
     for model in models:
-        is_random = timm.is_model(str(model)) and not pretrained and checkpoint is None
+        point = _point(model)
+        is_random = point is not None or (timm.is_model(str(model)) and not pretrained and checkpoint is None)
         if is_random:
             if weights is not None:
                 raise ValueError(f"weights: expected nothing, since {model} is the name of a network; got {weights!r}")
-            trained = _untrained(str(model), img_size)
+            trained = _untrained(str(model), img_size) if point is None else _at(point)
         else:
             known = timm.is_model(str(model)) or ":" in str(model)
             trained = load_trained(
@@ -170,9 +178,20 @@ def picture(pixels: Tensor) -> np.ndarray:
     return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def _untrained(name: str, img_size: int | None) -> Trained:
+def _point(model: str | Path) -> Point | None:
+    """The point of the space of mixers that is named so; None for anything else."""
+    if Path(model).exists() or not re.match(r"(sliding|window)\d.*/", str(model)):
+        return None
+    return Point.parse(str(model))
+
+
+def _at(point: Point) -> Trained:
+    trained = _untrained("localmixer_nano", None, mixer=point.name)
+    return replace(trained, name=point.name)
+
+
+def _untrained(name: str, img_size: int | None, **options: Any) -> Trained:
     """A network as it is before training."""
-    options: dict[str, Any] = {}
     config = timm.models.get_pretrained_cfg(name)
     if img_size is not None and config and config.fixed_input_size and config.input_size[2] != img_size:
         options["img_size"] = img_size

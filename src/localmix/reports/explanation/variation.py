@@ -131,9 +131,10 @@ class Moments:
     def add(self, numbers: Tensor, times: Tensor, dim: int) -> None:
         """Count `numbers` along `dim`, each so many times."""
         count = times.sum(dim)
-        # deviations are taken from one of the numbers: so they are exactly zero where all are equal
-        origin = numbers.select(dim, 0)
-        away = (numbers - origin.unsqueeze(dim)) * (times > 0)
+        # deviations are taken from the first number that counts: so they are exactly zero where all are equal
+        first = (times > 0).int().argmax(dim, keepdim=True)
+        origin = numbers.gather(dim, first).squeeze(dim)
+        away = torch.where(times > 0, numbers - origin.unsqueeze(dim), 0.0)
         mean = (away * times).sum(dim) / count.clamp(min=1)
         squared = (away - mean.unsqueeze(dim)).square().mul(times).sum(dim)
         self._merge(count, origin + mean, squared)

@@ -21,7 +21,9 @@ MARKERS = "osD^vPX*"
 
 def draw(names: Sequence[str], layers: Sequence[Sequence[Variation]], *, title: str) -> bytes:
     """A PNG: the three shares of each layer, a line for each network."""
-    rows = -(-len(names) // 3)
+    # so many names fit side by side
+    beside = max(1, min(3, len(names), 150 // (max(map(len, names)) + 10)))
+    rows = -(-len(names) // beside)
     figure = Figure(figsize=(11, 3.7 + 0.22 * rows), dpi=150, layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     handles = []
@@ -58,5 +60,5 @@ def draw(names: Sequence[str], layers: Sequence[Sequence[Variation]], *, title: 
             )
     panels[0].set_ylabel("share of the weights' variance", fontsize=9)
     figure.suptitle(title, fontsize=11.5, fontweight="bold")
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(names)), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=beside, frameon=False, fontsize=9)
     return png(figure)

@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from localmix.reports.explanation.grid import SMALL, bare, grid, pixels, png
+from localmix.reports.explanation.grid import SMALL, bare, grid, layout, pixels, png
 
 FREE, SHARES = "RdBu_r", "viridis"
 """Colours of weights that may be negative, centred at zero, and of weights that sum to one: both for all eyes."""
@@ -87,10 +87,10 @@ def draw(
         [name for name, _ in rows], ["*the image\nx, y [pixels]", *columns], title=title, note=note, foot=0.85
     )
     height, width = pictures[0].shape[:2]
-    for line, (_, laid) in zip(axes, rows, strict=True):
+    for number, (line, (_, laid)) in enumerate(zip(axes, rows, strict=True), 1):
         box = _around(laid, width, height)
         _whole(line[0], pictures[0], pixel, box)
-        pixels(line[0], height, width, left=True, bottom=line is axes[-1])
+        pixels(line[0], height, width, left=True, bottom=number == len(rows))
         for panel, picture, weights in zip(line[1:], pictures, laid, strict=True):
             _panel(panel, picture, weights, box)
     kinds = {weights.is_normalised for _, laid in rows for weights in laid}
@@ -106,11 +106,11 @@ def draw(
         place = figure.add_axes((middle - 0.14, 0.42 / figure.get_figheight(), 0.28, 0.11 / figure.get_figheight()))
         place.set_in_layout(False)
         ticks = [limits[0], (limits[0] + limits[1]) / 2, limits[1]]
-        bar = figure.colorbar(mappable, cax=place, orientation="horizontal", ticks=ticks)
+        bar: Any = figure.colorbar(mappable, cax=place, orientation="horizontal", ticks=ticks)
         bar.set_ticklabels(labels, fontsize=SMALL)
-        bar.solids.set_alpha(OPACITY)  # ty: ignore[unresolved-attribute]
+        bar.solids.set_alpha(OPACITY)
         place.set_title(f"{name}; max stands below each panel", fontsize=SMALL, pad=3)
-    figure.get_layout_engine().set(rect=(0, 0.85 / figure.get_figheight(), 1, 1 - 0.85 / figure.get_figheight()))
+    layout(figure, rect=(0, 0.85 / figure.get_figheight(), 1, 1 - 0.85 / figure.get_figheight()))
     return png(figure)
 
 

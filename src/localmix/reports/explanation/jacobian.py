@@ -90,7 +90,7 @@ def connection_matrix(mixer: Mixer, x: Tensor, channel: int = 0) -> Tensor:
     if not 0 <= channel < mixer.dim:
         raise ValueError(f"channel: expected one of 0 ... {mixer.dim - 1}, got {channel}")
     with torch.enable_grad():
-        values = torch.randn_like(x).requires_grad_()
+        values = torch.zeros_like(x).requires_grad_()  # of a linear function any will do
         y = held(mixer, x)(values)[0, :, :, channel].flatten()
         rows = [torch.autograd.grad(unit, values, retain_graph=True)[0][0, :, :, channel].flatten() for unit in y]
     matrix = torch.stack(rows)

@@ -11,6 +11,7 @@ PARTS = ("weights", "connections", "receptive_field", "variation")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A name for text; images and networks for pictures."""
+    parser.set_defaults(refuse=parser.error)
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="a mixer or a network to say in text, such as window_attention")
     pictures = parser.add_argument_group("pictures of what networks do to images")
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Text on a name, or pictures of images."""
     if (args.name is None) == (args.image is None):
-        raise ValueError("explain: expected NAME (for text), or --image FILE ... (for pictures)")
+        args.refuse("expected NAME (for text), or --image FILE ... (for pictures)")
     if args.name is not None:
         from localmix.reports.explain import explain
 

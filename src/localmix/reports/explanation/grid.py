@@ -97,7 +97,7 @@ def heading(name: str, title: str, is_random: bool) -> str:
     """What a column is called: lines of which those that begin with * are bold.
 
     >>> heading("i_dynamic_dwnet_nano", "local MLP", True).splitlines()
-    ['*i_dynamic_', '*dwnet_nano', 'local MLP', 'random weights']
+    ['*i_dynamic_dwnet_', '*nano', 'local MLP', 'random weights']
     """
     names = [f"*{line}" for line in wrapped(name, 18)]
     return "\n".join([*names, *wrapped(title, 20), *(["random weights"] if is_random else [])])

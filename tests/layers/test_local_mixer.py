@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import random
+import re
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,7 +132,7 @@ def weight_by_hand(mixer, x):
                 ph, pw = point.period or point.size
                 row.append(raw[:, :, (i - shift[0]) % ph * pw + (j - shift[1]) % pw, k])
             elif point.is_sliding:
-                row.append(raw[:, :, *tap])
+                row.append(raw[:, :, tap[0], tap[1]])
             else:
                 row.append(raw[:, :, a - i + kh - 1, b - j + kw - 1])
         rows.append(torch.stack(row, 1))
@@ -138,7 +141,7 @@ def weight_by_hand(mixer, x):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_points_are_the_equation(seed):
-    """Against `aggregate`, output and every gradient, at a random size; also the weights, which are made again by hand."""
+    """Against `aggregate`, output and every gradient, at a random size; the weights made again by hand."""
     draw = random.Random(seed)
     point = random_point(draw)
     mixer = made(point).train(draw.random() < 0.5)
@@ -308,11 +311,11 @@ def called(monkeypatch):
     calls = []
     for operator in kernels.OPERATORS:
 
-        def spy(*args, _name=operator, _run=getattr(kernels, operator), **options):
-            calls.append((_name, options["impl"]))
-            return _run(*args, **options)
+        def spy(name, run, *args, **options):
+            calls.append((name, options["impl"]))
+            return run(*args, **options)
 
-        monkeypatch.setattr(kernels, operator, spy)
+        monkeypatch.setattr(kernels, operator, partial(spy, operator, getattr(kernels, operator)))
     monkeypatch.setattr(layers.mixer, "aggregate", lambda *_: pytest.fail("the definition was called"))
     return calls
 
@@ -334,6 +337,13 @@ def test_an_implementation_that_cannot_serve_is_an_error(name, monkeypatch):
         made(name, impl="native")(x)
     with pytest.raises(ValueError, match=r"^impl: expected one of .*, got 'fastest'$"):
         made(name, impl="fastest")(x)
+
+
+def test_document_says_which_operator_computes_a_point():
+    document = (Path(__file__).parents[2] / "docs/local_mixer.md").read_text()
+    rows = re.findall(r"^\| `(\S+/\S+)` \| `(\w+)` \|", document, re.MULTILINE)
+    assert {operator for _, operator in rows} == set(kernels.OPERATORS)
+    assert [(name, LocalMixer.from_name(name, dim=8).operator) for name, _ in rows] == rows
 
 
 class Largest(TorchDispatchMode):
@@ -383,5 +393,5 @@ def test_name_of_a_layer():
     mixer = LocalMixer.from_name("sliding7/shared-positions/groups32/homogeneous", dim=96)
     assert mixer.name == "sliding7/shared-positions/groups32/homogeneous"
     assert mixer.name in repr(mixer)
-    with pytest.raises(ValueError, match="^positions: "):
+    with pytest.raises(ValueError, match=r"^positions: "):
         LocalMixer.from_name("sliding7/shared-positions/groups32/dot-product", dim=96)

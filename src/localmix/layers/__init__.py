@@ -2,7 +2,7 @@
 
 A mixer is a connectivity (`Sliding`, `Window`) plus a source of weights (`StaticKernel`, `HomogeneousKernel`,
 `InhomogeneousKernel`, `StaticWindow`, `DotProduct`). `Mixer` computes any such pair by the definition; the six named
-layers are six pairs with a fast operator of their own.
+layers are six pairs with a fast operator of their own, and `LocalMixer` is any of them by its name.
 """
 
 from localmix.layers.attention import NeighborhoodAttention, WindowAttention

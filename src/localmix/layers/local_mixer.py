@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from localmix import arguments, kernels
 from localmix.axes import Dynamics, Positions
 from localmix.functional.neighborhood import window_slot
-from localmix.layers.attention import _projection
+from localmix.layers.attention import output_projection
 from localmix.layers.connectivity import Sliding, Window
 from localmix.layers.mixer import Mixer
 from localmix.layers.shared_source import (
@@ -23,7 +23,7 @@ from localmix.layers.shared_source import (
     Sharing,
 )
 from localmix.layers.source import DotProduct, InhomogeneousKernel
-from localmix.layers.windows import from_windows, to_windows
+from localmix.layers.windows import mix_each_window
 from localmix.point import Point
 
 
@@ -69,7 +69,7 @@ class LocalMixer(Mixer):
         groups = dim if point.num_groups is None else arguments.divides("num_groups", point.num_groups, "dim", dim)
         connectivity, source = _connectivity(point), _source(dim, groups, point, min(reduction, dim))
         attends = point.weights is Dynamics.DOT_PRODUCT
-        super().__init__(dim, connectivity, source, _projection(dim) if attends else None)
+        super().__init__(dim, connectivity, source, output_projection(dim) if attends else None)
         self.point = point
         self.num_groups = groups
         self.impl = impl
@@ -203,7 +203,7 @@ def _convolve_by_position(mixer: LocalMixer, x: Tensor) -> Tensor:
 
 def _convolve_by_slot(mixer: LocalMixer, x: Tensor) -> Tensor:
     """Static weights of each position: the images are channels of a group, [1, H, W, G * B * D]."""
-    batch, height, width, channels = x.shape
+    batch, channels = x.shape[0], x.shape[3]
     _, weight = mixer.source(x, mixer.connectivity)  # [1, H, W, G, K]
     side_by_side = x.unflatten(3, (mixer.num_groups, -1)).permute(1, 2, 3, 0, 4).flatten(2)[None]
     y = kernels.inhomogeneous_convolution(
@@ -213,7 +213,7 @@ def _convolve_by_slot(mixer: LocalMixer, x: Tensor) -> Tensor:
         dilation=mixer.connectivity.dilation,
         impl=mixer.impl,
     )
-    y = y.view(height, width, mixer.num_groups, batch, channels // mixer.num_groups).permute(3, 0, 1, 2, 4).flatten(3)
+    y = y[0].unflatten(2, (mixer.num_groups, batch, channels // mixer.num_groups)).permute(3, 0, 1, 2, 4).flatten(3)
     return _with_bias(mixer, y)
 
 
@@ -235,7 +235,7 @@ def _mix_windows_of_each_image(mixer: LocalMixer, x: Tensor) -> Tensor:
     """Weights of each image: the groups of all images are groups of one, [1, H, W, B * G * D]."""
     batch, height, width, channels = x.shape
     weight = _by_slot(mixer, x).flatten(0, 1)  # [B * G, N, N]
-    side_by_side = x.permute(1, 2, 0, 3).reshape(1, height, width, batch * channels)
+    side_by_side = x.permute(1, 2, 0, 3).flatten(2)[None]
     y = kernels.local_mlp(
         side_by_side,
         weight,
@@ -243,25 +243,20 @@ def _mix_windows_of_each_image(mixer: LocalMixer, x: Tensor) -> Tensor:
         shift=mixer.connectivity.shift_at(height, width),
         impl=mixer.impl,
     )
-    y = y.view(height, width, batch, channels).permute(2, 0, 1, 3)
+    y = y[0].unflatten(2, (batch, channels)).permute(2, 0, 1, 3)
     return _with_bias(mixer, y)
 
 
 def _mix_each_window(mixer: LocalMixer, x: Tensor) -> Tensor:
-    """Weights of each position: the groups of all windows are groups of one window, [1, wh, ww, windows * G * D]."""
-    height, width = x.shape[1:3]
     _, weight = mixer.source(x, mixer.connectivity)  # [B, H, W, G, N]
-    window_size, shift = mixer.connectivity.window_size, mixer.connectivity.shift_at(height, width)
-    windows = to_windows(x.unflatten(3, (mixer.num_groups, -1)), window_size, shift)  # [B, nh, nw, wh, ww, G, D]
-    matrices = to_windows(weight, window_size, shift).permute(0, 1, 2, 5, 3, 4, 6)
-    y = kernels.local_mlp(
-        windows.permute(3, 4, 0, 1, 2, 5, 6).flatten(2)[None],
-        matrices.flatten(4, 5).flatten(0, 3),  # [windows * G, N, N]
-        window_size=window_size,
+    x, weight = arguments.autocast(x, weight)
+    return mix_each_window(
+        x,
+        weight,
+        window_size=mixer.connectivity.window_size,
+        shift=mixer.connectivity.shift_at(x.shape[1], x.shape[2]),
         impl=mixer.impl,
     )
-    y = y.view(*window_size, *windows.shape[:3], *windows.shape[5:]).permute(2, 3, 4, 0, 1, 5, 6)
-    return from_windows(y, (height, width), shift).flatten(3)
 
 
 def _attend_to_neighborhood(mixer: LocalMixer, x: Tensor) -> Tensor:
@@ -295,7 +290,7 @@ def _attend_to_window(mixer: LocalMixer, x: Tensor) -> Tensor:
 
 def _with_bias(mixer: LocalMixer, y: Tensor) -> Tensor:
     offset = mixer.offset(y.shape[1], y.shape[2])
-    return y if offset is None else y + offset
+    return y if offset is None else y + offset.to(y.dtype)
 
 
 def _per_channel(mixer: LocalMixer, x: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ from localmix.point import MIXER_POINTS, Point
 BLOCKS: dict[str, tuple[type[nn.Module], str]] = {"dwnet": (DWNetBlock, "batch"), "swin": (SwinBlock, "layer")}
 """The blocks by name, each with the norm it has if none is named."""
 
+DEFAULT_MIXER = MIXER_POINTS["depthwise_convolution"].name
+"""The mixer of a network that names none."""
+
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm}
 
 
@@ -29,7 +32,7 @@ def _local_mixer(
     name: str,
     pretrained: bool,
     *,
-    mixer: str = MIXER_POINTS["depthwise_convolution"].name,
+    mixer: str = DEFAULT_MIXER,
     block: str = "dwnet",
     norm: str | None = None,
     squeeze_excitation: bool | float = False,

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import ablate, bench, evaluation
+from localmix.cli import ablate, bench, evaluation, explanation
 from localmix.cli.comparison import add_data, add_training, begin
 
 
@@ -50,7 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("ablate", "flip one axis of the paper at a time and say what that changes", ablate.add_arguments, ablate.run),
         ("predict", "classify images with a trained network", _add_predict, _predict),
-        ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
+        (
+            "explain",
+            "say where a mixer stands on the axes, or show what networks do to images",
+            explanation.add_arguments,
+            explanation.run,
+        ),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
         ("test", "evaluate a network on test images", evaluation.add_arguments, evaluation.test),
@@ -106,17 +111,6 @@ def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)
-
-
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="such as window_attention")
-
-
-def _explain(args: argparse.Namespace) -> int:
-    from localmix.reports.explain import explain
-
-    print(explain(args.name))
-    return 0
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

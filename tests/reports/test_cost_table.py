@@ -7,7 +7,8 @@ from localmix.models import create_model
 from localmix.reports import detector_cost
 from localmix.reports.cost import cost
 from localmix.reports.cost_memory import saved_bytes
-from localmix.reports.cost_table import Subject, cost_table, stated
+from localmix.reports.cost_subject import Subject
+from localmix.reports.cost_table import cost_table, stated
 
 
 def run(capsys, *arguments):

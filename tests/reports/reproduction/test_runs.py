@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from localmix.cli import main
+from localmix.reports.reproduction import runs
 from localmix.reports.reproduction.page import Grid, Heading, Mark, Picture, html
-from localmix.reports.reproduction.runs import find
+from localmix.reports.reproduction.runs import find, score
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -29,7 +30,7 @@ def evaluation(run, tmp_path_factory):
 def blocks(path):
     (found,), left = find([path])
     assert left == []
-    content = found.blocks()
+    content = runs.blocks(found)
     html(content)
     return content
 
@@ -69,7 +70,7 @@ def test_an_evaluation(evaluation):
     assert rows["images"].text == "8"
     assert any(isinstance(block, Picture) for block in content)
     ((found,), _) = find([evaluation])
-    assert found.score() is None
+    assert score(found) is None
 
 
 def test_an_evaluation_on_imagenet_has_a_place_in_the_papers_table(evaluation, tmp_path):
@@ -78,8 +79,8 @@ def test_an_evaluation_on_imagenet_has_a_place_in_the_papers_table(evaluation, t
     content["data"]["classes"], content["images"], content["top1"] = 1000, 50_000, 0.8139
     (tmp_path / "results.json").write_text(json.dumps(content))
     ((found,), _) = find([tmp_path])
-    key, (score,) = found.score()
-    assert key == ("classification", "localswin_tiny") and score == pytest.approx(81.39)
+    key, (reached,) = score(found)
+    assert key == ("classification", "localswin_tiny") and reached == pytest.approx(81.39)
 
 
 @pytest.mark.parametrize("name", ["compare_fashion_mnist", "networks_cpu", "operators_cpu", "mixer_scaling"])
@@ -101,6 +102,16 @@ def test_costs_and_their_growth(tmp_path):
     (grid,) = grids(blocks(tmp_path / "cost.json"))
     assert [row[0].text for row in grid.rows] == ["`dwnet_nano`", "`resnet18`"]
     assert grid.rows[1][-1].text == "-"
+
+
+def test_loaders(tmp_path):
+    settings = {"images": 512, "img_size": 224, "plain": False, "workers": 1}
+    rows = [{"label": "localmix", "images_per_second": 123.45}]
+    (tmp_path / "results.json").write_text(
+        json.dumps({**ablation(), "kind": "loader", "settings": settings, "rows": rows})
+    )
+    (grid,) = grids(blocks(tmp_path))
+    assert [cell.text for cell in grid.rows[0]] == ["localmix", "123.5"]
 
 
 def ablation():

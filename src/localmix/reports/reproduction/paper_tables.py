@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from localmix.reports.cost import Cost, cost
-from localmix.reports.cost_table import Subject
+from localmix.reports.cost_subject import Subject
 from localmix.reports.paper import DATA, NUM_CLASSES, PAPER, SCORES, SIZES, Figure, Origin, paper_row
 from localmix.reports.reproduction.page import Block, Cell, Grid, Heading, Mark, Paragraph
 

@@ -10,11 +10,12 @@ from localmix.reports.paper import TASKS
 from localmix.reports.progress import Display
 from localmix.reports.reproduction.page import Block, Heading, Mark, Paragraph, html, markdown
 from localmix.reports.reproduction.paper_tables import paper_table
-from localmix.reports.reproduction.runs import find
+from localmix.reports.reproduction.runs import blocks as section
+from localmix.reports.reproduction.runs import find, score
 from localmix.tasks.engine.checkpoint import write_atomically
 
 TITLE = "What is reproduced of the paper"
-SPEED = ("networks", "operators")
+SPEED = ("networks", "operators", "loader")
 """Kinds of results that stand under a heading of their own, and behind them those on cost."""
 COST = ("scaling", "cost")
 
@@ -58,8 +59,8 @@ def blocks(runs: Sequence[Path]) -> list[Block]:
     """The page: the paper's tables, then what the runs found."""
     found, left = find(runs)
     # before what takes long, so that an error comes at once
-    sections = {id(item): item.blocks() for item in found}
-    scores = dict(score for item in found if (score := item.score()))
+    sections = {id(item): section(item) for item in found}
+    scores = dict(place for item in found if (place := score(item)))
     page: list[Block] = [
         Heading(TITLE, 1),
         Paragraph(

@@ -83,7 +83,10 @@ def test_wrong_usage(capsys, arguments):
 
 @pytest.mark.parametrize(
     "command",
-    ["compare", "predict", "validate", "test", "curves", "publish", "explain", "convert", "bench", "cost", "report"],
+    [
+        *("ablate", "compare", "predict", "validate", "test", "curves", "publish"),
+        *("explain", "convert", "bench", "cost", "report"),
+    ],
 )
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as exit:

@@ -22,7 +22,7 @@ demo: $(READY) ## Train the mixers on the images that the package ships and comp
 	$(BIN)/localmix compare --output runs/demo
 
 demo-segmentation: $(READY) ## Train a segmenter on scenes that the package composes, and show it: runs/demo-segmentation
-	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 16
+	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 6
 	$(BIN)/localmix fit --config recipes/scenes/segmentation_dwnet_nano.yaml --data.root runs/scenes-96x128 --output runs/demo-segmentation
 	$(BIN)/localmix validate runs/demo-segmentation --output runs/demo-segmentation/validation
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import ablate, bench, evaluation, explanation, scenes, segmentation
+from localmix.cli import ablate, bench, cost, evaluation, explanation, report, scenes, segmentation
 from localmix.cli.comparison import add_data, add_training, begin
 
 
@@ -62,12 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         ("curves", "draw how the loss and the accuracy of runs go", _add_curves, _curves),
         ("publish", "make a checkpoint a folder that others load, with a model card", _add_publish, _publish),
         ("shard", "pack images into shards that stream to many machines", _add_shard, _shard),
-        (
-            "scenes",
-            "compose a data set for detection and segmentation of the embedded images",
-            scenes.add_arguments,
-            scenes.run,
-        ),
+from localmix.cli import ablate, bench, cost, evaluation, explanation, report, scenes, segmentation
         ("bench", "time operators and networks beside other ways to compute them", bench.add_arguments, bench.run),
     ):
         command = commands.add_parser(

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 from PIL import Image
+from timm.data import create_dataset
 
 from localmix import cli
 from localmix.reports.benchmarks import loader as bench_loader
@@ -43,6 +44,20 @@ def test_command(folder, tmp_path, capsys, plain):
     assert all(len(row["seconds"]) == 2 and row["images_per_second"] > 0 for row in results["rows"])
     assert results["settings"]["images"] == 16 and results["settings"]["plain"] == plain
     assert f"localmix is {results['times_as_fast_as_timm']:.2f} times as fast" in capsys.readouterr().out
+
+
+def test_other_images_are_not_timed(folder, monkeypatch):
+    """timm's own order of files, and with those that are held out."""
+
+    def timm_loader(images, data, chosen, *options):
+        batches = theirs(images, data, chosen, *options)
+        batches.dataset.dataset.reader = create_dataset("", root=data).reader
+        return batches
+
+    theirs = bench_loader._timm_loader
+    monkeypatch.setattr(bench_loader, "_timm_loader", timm_loader)
+    with pytest.raises(ArithmeticError, match=r"image \d: the pixels are not those of timm; nothing was timed"):
+        bench_loader.bench_loader(str(folder), img_size=32, batch=8, plain=True)
 
 
 def test_other_pixels_are_not_timed(folder, monkeypatch):

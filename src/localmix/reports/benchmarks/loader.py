@@ -23,6 +23,7 @@ from localmix.tasks.classification.loading import DecodedImages
 from localmix.tasks.classification.shard_reading import is_shards
 from localmix.tasks.classification.views import ImageNetViews, drawn_from, mend_posterize
 from localmix.tasks.engine.batches import EpochBatches, loader
+from localmix.tasks.images import read_image
 
 PAPER: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}
 PLAIN: dict[str, Any] = {"auto_augment": None, "color_jitter": 0.0}
@@ -120,7 +121,12 @@ def _timm_loader(
     images: Images, data: str, chosen: list[int], batch: int, workers: int, options: dict[str, Any], erasing: float
 ) -> DataLoader:
     dataset = create_dataset("", root=str(read_tree(Path(data)).train_folder))
-    subset: Any = Subset(dataset, chosen)
+    # timm sorts by the numbers in names, and knows nothing of a share that is held out
+    train: Any = images.train
+    labels = {str(Path(path)): label for path, label in dataset.reader.samples}
+    paths = [str(Path(train.images.name(index))) for index in chosen]
+    dataset.reader.samples = [(path, labels[path]) for path in paths]
+    subset: Any = Subset(dataset, range(len(paths)))
     batches = create_loader(
         subset,
         (3, images.size, images.size),
@@ -143,12 +149,12 @@ def _timm_loader(
 
 
 def _refuse_other_pixels(ours: DecodedImages, theirs: Any) -> None:
-    transform = theirs.dataset.dataset.transform
+    dataset = theirs.dataset.dataset
     for index in range(min(8, len(ours))):
-        image, _ = ours.images[index]
         pixels, _ = ours[0, 0, [index]]
+        image = read_image(dataset.reader.samples[index][0], channels=3)
         with drawn_from(np.random.default_rng([0, 0, index])):
-            expected = transform(image)
+            expected = dataset.transform(image)
         if not torch.allclose(pixels[0], expected, atol=1e-5):
             raise ArithmeticError(f"image {index}: the pixels are not those of timm; nothing was timed")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import ablate, bench, cost, evaluation, explanation, report, scenes
+from localmix.cli import ablate, bench, cost, evaluation, explanation, report, scenes, segmentation
 from localmix.cli.comparison import add_data, add_training, begin
 
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("ablate", "flip one axis of the paper at a time and say what that changes", ablate.add_arguments, ablate.run),
-        ("predict", "classify images with a trained network", _add_predict, _predict),
+        ("predict", "classify images, or their pixels, with a trained network", _add_predict, _predict),
         (
             "explain",
             "say where a mixer stands on the axes, or show what networks do to images",
@@ -113,9 +113,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
+    segmentation.add_views(parser)
+    add = parser.add_argument_group("of segmenters, which draw what they found").add_argument
+    add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
+    add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
+    add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from localmix.reports.evaluation.tasks import task_of
+
+    if task_of(args.model) == "segmentation":
+        from localmix.reports.predict_segmentation import predict
+
+        if args.output is None:
+            raise ValueError("output: expected a folder for the pictures, got none")
+        options = (*segmentation.OPTIONS, "output", "tta", "weights", "device")
+        return predict(args.model, args.images, top=args.top, **{name: getattr(args, name) for name in options})
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)
@@ -125,10 +140,19 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     parser.add_argument("--model", required=True, metavar="NAME", help="the network it belongs to, as timm names it")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--task",
+        choices=("classification", "segmentation"),
+        default="classification",
+        help="segmentation: of mmsegmentation's UPerNet; NAME is then its backbone (%(default)s)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from localmix.models.convert import convert_file
+    if args.task == "segmentation":
+        from localmix.tasks.segmentation.checkpoints import convert_file
+    else:
+        from localmix.models.convert import convert_file
 
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
     return 0

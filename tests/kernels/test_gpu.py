@@ -1,0 +1,142 @@
+"""The Triton kernels on a GPU, where there is one; without, the other tests run them in Triton's interpreter."""
+
+import pytest
+import torch
+
+from localmix import functional, kernels
+from localmix.testing import assert_within_budget, check_operator
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+
+CASES = [
+    # operator, shapes, options
+    ("depthwise_convolution", {"x": (2, 13, 9, 20), "weight": (20, 7, 7), "bias": (20,)}, {}),
+    ("depthwise_convolution", {"x": (3, 5, 6, 1), "weight": (1, 4, 3)}, {"dilation": (2, 1)}),
+    ("depthwise_convolution", {"x": (2, 3, 2, 33), "weight": (33, 7, 7), "bias": (33,)}, {}),
+    ("depthwise_convolution", {"x": (2, 56, 56, 96), "weight": (96, 7, 7), "bias": (96,)}, {}),
+    ("homogeneous_convolution", {"x": (3, 13, 9, 20), "weight": (3, 20, 7, 7), "bias": (20,)}, {}),
+    ("homogeneous_convolution", {"x": (2, 4, 6, 3), "weight": (2, 3, 4, 5)}, {"dilation": (1, 2)}),
+    ("inhomogeneous_convolution", {"x": (2, 13, 9, 24), "weight": (2, 13, 9, 4, 49)}, {"kernel_size": 7}),
+    ("inhomogeneous_convolution", {"x": (2, 5, 6, 6), "weight": (2, 5, 6, 6, 12)}, {"kernel_size": (3, 4)}),
+    ("inhomogeneous_convolution", {"x": (2, 3, 3, 5), "weight": (2, 3, 3, 1, 49)}, {"kernel_size": 7, "dilation": 2}),
+    (
+        "projected_inhomogeneous_convolution",
+        {"x": (2, 13, 9, 24), "hidden": (2, 13, 9, 6), "projection": (196, 6), "projection_bias": (196,)},
+        {"kernel_size": 7, "num_groups": 4},
+    ),
+    (
+        "projected_inhomogeneous_convolution",
+        {"x": (2, 14, 14, 384), "hidden": (2, 14, 14, 96), "projection": (1568, 96), "projection_bias": (1568,)},
+        {"kernel_size": 7, "num_groups": 32},
+    ),
+    (
+        "projected_inhomogeneous_convolution",
+        {"x": (1, 3, 2, 8), "hidden": (1, 3, 2, 1), "projection": (50, 1)},
+        {"kernel_size": 5, "num_groups": 2},
+    ),
+    (
+        "window_attention",
+        {**dict.fromkeys(("query", "key", "value"), (2, 17, 10, 3, 32)), "bias": (3, 49, 49)},
+        {"window_size": 7, "shift": 3},
+    ),
+    ("window_attention", dict.fromkeys(("query", "key", "value"), (2, 5, 7, 1, 3)), {"window_size": (4, 3)}),
+    (
+        "window_attention",
+        {**dict.fromkeys(("query", "key", "value"), (2, 26, 25, 2, 16)), "bias": (2, 144, 144)},
+        {"window_size": 12, "shift": 6},
+    ),
+    (
+        "neighborhood_attention",
+        {**dict.fromkeys(("query", "key", "value"), (2, 17, 10, 3, 32)), "bias": (3, 13, 13)},
+        {"kernel_size": 7},
+    ),
+    (
+        "neighborhood_attention",
+        dict.fromkeys(("query", "key", "value"), (2, 9, 11, 2, 5)),
+        {"kernel_size": 3, "dilation": (2, 3)},
+    ),
+]
+LIKELY_SUMMANDS = 2 * 56 * 56
+"""Of the gradient of a shared weight: as many as there are positions."""
+
+
+def name_of(case):
+    return f"{case[0]}-{'x'.join(map(str, next(iter(case[1].values()))))}"
+
+
+def draw(shapes, dtype, strided):
+    def tensor(shape):
+        t = torch.randn(shape, device="cuda").to(dtype)
+        if strided and len(shape) > 3:
+            # the same numbers, every second one of a larger tensor
+            t = torch.stack((t, torch.full_like(t, torch.nan)), -1)[..., 0]
+        return t
+
+    return {name: tensor(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_output_and_gradients(case, dtype, strided):
+    operator, shapes, options = case
+    tensors = draw(shapes, dtype, strided)
+    gradient = draw({"gradient": next(iter(shapes.values()))}, dtype, strided)["gradient"]
+    check_operator(
+        operator,
+        tensors,
+        options,
+        gradient,
+        impl="triton",
+        summands=LIKELY_SUMMANDS,
+        # attention's gradients are differences of terms about this large
+        cancelled=float(gradient.abs().max()) if operator.endswith("attention") else 0.0,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_auto_takes_triton_and_compiles_as_one_graph(case):
+    operator, shapes, options = case
+    tensors = draw(shapes, torch.float32, False)
+    assert kernels.choose(operator, "auto", next(iter(tensors.values()))) == "triton"
+    torch.compiler.reset()
+    compiled = torch.compile(lambda t: getattr(kernels, operator)(**t, **options), fullgraph=True)
+    torch.testing.assert_close(compiled(tensors), getattr(kernels, operator)(**tensors, **options))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_deterministic_where_it_is_asked_for(case):
+    operator, shapes, options = case
+    leaves = {name: t.requires_grad_() for name, t in draw(shapes, torch.float32, False).items()}
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients = []
+        for _ in range(2):
+            y = getattr(kernels, operator)(**leaves, **options, impl="triton")
+            gradients.append(torch.autograd.grad(y.square().sum(), list(leaves.values())))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_more_than_two_to_the_31_numbers():
+    """Offsets of 64 bits: the last image is right where the first number of it lies beyond 2**31."""
+    batch, height, width, channels = 23, 1024, 1024, 96
+    x = torch.zeros(batch, height, width, channels, device="cuda", dtype=torch.bfloat16)
+    x[-1] = torch.randn(height, width, channels, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(channels, 3, 3, device="cuda", dtype=torch.bfloat16)
+    y = kernels.depthwise_convolution(x, weight, impl="triton")[-1:, -32:]
+    # the rows above are the neighbors of the first of these
+    part = x[-1:, -33:]
+    exact = functional.depthwise_convolution(part.double(), weight.double())[:, 1:]
+    eager = functional.depthwise_convolution(part, weight)[:, 1:]
+    assert_within_budget(y, exact, eager)
+
+
+def test_empty_batch():
+    x = torch.randn(0, 5, 5, 4, device="cuda", requires_grad=True)
+    weight = torch.randn(4, 3, 3, device="cuda", requires_grad=True)
+    y = kernels.depthwise_convolution(x, weight, impl="triton")
+    y.sum().backward()
+    assert y.shape == x.shape and weight.grad is not None and not weight.grad.any()

@@ -8,8 +8,8 @@ from PIL import Image
 from localmix.cli import main
 from localmix.reports.predict import Classifier
 from localmix.tasks.classification.data import load_images
+from localmix.tasks.classification.training import train
 from localmix.tasks.engine.checkpoint import load_checkpoint
-from localmix.tasks.engine.training import train
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from localmix.reports.progress import Bar, Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import Throughput, throughput
 from localmix.tasks.classification.data import EMBEDDED, Images, load_images
-from localmix.tasks.classification.loading import loader
 from localmix.tasks.classification.parallel import Events, Job, cpu_cores, train_all
+from localmix.tasks.engine.batches import loader
 from localmix.tasks.engine.claim import claim
 
 RECIPE = ("model", "lr", "weight_decay", "drop_path_rate")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from localmix import models
 from localmix.cli import main
 from localmix.layers import InhomogeneousDynamicConv
 from localmix.reports.benchmarks import limits
@@ -30,7 +31,7 @@ def task(name, direction, dtype=torch.float32):
 
 def test_rows(tmp_path):
     nets = ["i_dynamic_dwnet_nano", "test_resnet"]
-    results = module.models(nets=nets, output=tmp_path, **SMALL)
+    results = module.bench_models(nets=nets, output=tmp_path, **SMALL)
     assert results == json.loads((tmp_path / "results.json").read_text())
     labels = [
         "i_dynamic_dwnet_nano eager",
@@ -57,7 +58,7 @@ def scaled_head(net):
 
 
 def test_wrong_fold_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(module, "fold", scaled_head)
+    monkeypatch.setattr(models, "fold", scaled_head)
     sizes = "--batch 3 --img-size 24 --device cpu --modes eager --rounds 1 --seconds 0 --direction inference"
     assert main(["bench", "models", "--nets", "dwnet_nano", *sizes.split()]) == 1
     assert "refused: dwnet_nano eager: logits: error 1.00e-03 is over the budget" in capsys.readouterr().out
@@ -126,4 +127,4 @@ def test_work_of_known_numbers():
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        module.models(**{**SMALL, **arguments})
+        module.bench_models(**{**SMALL, **arguments})

@@ -120,7 +120,8 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
     error = capsys.readouterr().err
     assert "localmix: error: loss or gradient were not finite 3 times in a row, up to step 5" in error
     kept = load_checkpoint(tmp_path / "non-finite-0.ckpt")
-    assert kept["images"].shape == (4, 1, 16, 16) and kept["labels"].shape == (4,)
+    images, labels = kept["batch"]
+    assert images.shape == (4, 1, 16, 16) and labels.shape == (4,)
     task = Classification(**kept["hyper_parameters"])
     task.load_state_dict(kept["state_dict"])
     assert all(value.isfinite().all() for value in task.state_dict().values())

@@ -6,7 +6,7 @@ import torch
 from localmix import cli
 from localmix.tasks.classification.corrupt import ReplacedImages
 from localmix.tasks.classification.data import load_images
-from localmix.tasks.classification.loading import loader
+from localmix.tasks.engine.batches import loader
 from localmix.tasks.images import CorruptImage
 
 DAMAGED = ("train/b/000.png", "train/b/001.png", "train/c/003.png")

@@ -8,11 +8,11 @@ import torch
 from localmix import cli
 from localmix.tasks.classification import shard_writing
 from localmix.tasks.classification.data import load_images
-from localmix.tasks.classification.loading import EpochBatches, loader
 from localmix.tasks.classification.shard_cache import RemoteShards
 from localmix.tasks.classification.shard_format import sha256
 from localmix.tasks.classification.shard_reading import ShardOrder, verify_shards
 from localmix.tasks.classification.shard_writing import write_shards
+from localmix.tasks.engine.batches import EpochBatches, loader
 
 
 @pytest.fixture

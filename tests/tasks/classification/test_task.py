@@ -7,7 +7,7 @@ from timm.data.mixup import mixup_target
 from torch.nn import functional as F
 
 from localmix.tasks.classification.task import Classification
-from localmix.tasks.classification.views import seed_generators
+from localmix.tasks.engine.seeding import seed_generators
 
 FACTS = {"model": "dwnet_nano", "classes": ["a", "b", "c"], "img_size": 16, "in_chans": 1, "mean": [0.0], "std": [1.0]}
 
@@ -72,8 +72,8 @@ def test_loss_that_is_not_finite_reaches_the_gradient(monkeypatch):
     task = Classification(**FACTS)
     batch = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
     loss = task.training_step(batch, 0)
-    assert torch.equal(loss, task.loss(task(batch[0]), batch[1]))
-    monkeypatch.setattr(task.loss, "forward", lambda logits, labels: F.cross_entropy(logits, labels) + torch.inf)
+    assert torch.equal(loss, task.loss(batch))
+    monkeypatch.setattr(task.cross_entropy, "forward", lambda *given: F.cross_entropy(*given) + torch.inf)
     task.training_step(batch, 0).backward()
     assert torch.nn.utils.get_total_norm([p.grad for p in task.net.parameters()]).isnan()
 

@@ -8,7 +8,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from localmix.tasks import fashion_mnist
-from localmix.tasks.classification.views import ImageNetViews, SquareViews, drawn_from, seed_generators
+from localmix.tasks.classification.views import ImageNetViews, SquareViews, drawn_from
+from localmix.tasks.engine.seeding import seed_generators
 from localmix.tasks.images import normalise
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from localmix.tasks.classification.task import Classification
 from localmix.tasks.engine.guard import Guard, NonFinite
 from localmix.tasks.engine.record import Record
 from localmix.tasks.engine.training import fit, loaders, new_task, new_trainer
@@ -15,7 +16,7 @@ def run(folder, images, scale, monkeypatch, poison=lambda step: False):
     trainer = new_trainer(
         folder, accelerator="cpu", devices=1, max_epochs=2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
     )
-    task = new_task({"model": "dwnet_nano", "ema_decay": 0.9}, images, seed=0)
+    task = new_task(Classification, {"model": "dwnet_nano", "ema_decay": 0.9}, images, seed=0)
     step = task.training_step
 
     def training_step(batch, batch_idx):
@@ -31,7 +32,7 @@ def run(folder, images, scale, monkeypatch, poison=lambda step: False):
 
 
 def test_the_search_for_a_scale_is_no_failure(few_images, tmp_path, monkeypatch):
-    before = new_task({"model": "dwnet_nano", "ema_decay": 0.9}, few_images, seed=0).state_dict()
+    before = new_task(Classification, {"model": "dwnet_nano", "ema_decay": 0.9}, few_images, seed=0).state_dict()
     guard, scaler, task = run(tmp_path, few_images, 2.0**40, monkeypatch)
     assert guard.skipped == 6 and guard.failures == 0
     assert scaler.get_scale() == 2.0**34
@@ -40,7 +41,7 @@ def test_the_search_for_a_scale_is_no_failure(few_images, tmp_path, monkeypatch)
 
 
 def test_steps_are_taken_at_the_right_scale(few_images, tmp_path, monkeypatch):
-    before = new_task({"model": "dwnet_nano", "ema_decay": 0.9}, few_images, seed=0).state_dict()
+    before = new_task(Classification, {"model": "dwnet_nano", "ema_decay": 0.9}, few_images, seed=0).state_dict()
     guard, scaler, task = run(tmp_path, few_images, 2.0**8, monkeypatch)
     assert guard.skipped == 0 and scaler.get_scale() == 2.0**8
     assert not torch.equal(task.net.head.fc.weight, before["net.head.fc.weight"])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from localmix.tasks.classification.loading import loader
+from localmix.tasks.engine.batches import loader
 from localmix.tasks.segmentation.labels import CAMVID, IGNORED
 from localmix.tasks.segmentation.pairs import splits
 from localmix.tasks.segmentation.views import SceneDataset, SceneViews, distorted, fitted

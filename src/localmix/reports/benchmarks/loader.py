@@ -19,9 +19,10 @@ from localmix.reports.environment import command, commit, environment
 from localmix.reports.results import write_json
 from localmix.tasks.classification.data import Images, load_images
 from localmix.tasks.classification.folders import read_tree
-from localmix.tasks.classification.loading import DecodedImages, EpochBatches, loader
+from localmix.tasks.classification.loading import DecodedImages
 from localmix.tasks.classification.shard_reading import is_shards
 from localmix.tasks.classification.views import ImageNetViews, drawn_from, mend_posterize
+from localmix.tasks.engine.batches import EpochBatches, loader
 
 PAPER: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}
 PLAIN: dict[str, Any] = {"auto_augment": None, "color_jitter": 0.0}

@@ -16,11 +16,9 @@ from torch import distributed
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
+from localmix.reports.training.kinds import kind
 from localmix.reports.training.options import FREE, flat, parse
 from localmix.reports.training.watch import Watch
-from localmix.tasks.classification.data import Images, load_images
-from localmix.tasks.classification.loading import DecodedImages
-from localmix.tasks.classification.views import ImageNetViews
 from localmix.tasks.engine.checkpoint import load_checkpoint, write_atomically
 from localmix.tasks.engine.claim import claim
 from localmix.tasks.engine.distribution import is_helper, placement
@@ -29,7 +27,6 @@ from localmix.tasks.engine.record import Record
 from localmix.tasks.engine.saving import Saving, newest_checkpoint
 from localmix.tasks.engine.stopping import STOPPED, Stopped, Stopping
 from localmix.tasks.engine.training import PATIENCE, batches, fit, loaders, new_task, new_trainer
-from localmix.tasks.engine.weights import load_weights
 from localmix.tasks.engine.workers import default_workers
 
 CONFIG, RUN = "config.yaml", "run.json"
@@ -60,39 +57,37 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     if trainer.is_global_zero:
         claims.enter_context(claim(folder, patience=PATIENCE))
     resumed = _checkpoint(settings, folder, say)
-    images = _images(settings.data, say)
+    what = kind(settings.task)
+    data = what.load(settings.data, say)
     device = trainer.strategy.root_device.type
     facts = {
         "settings": _plain(flat(settings.as_dict())),
-        "fingerprint": images.fingerprint,
+        "fingerprint": data.fingerprint,
         "command": command(),
         "commit": commit(),
         **environment(device),
     }
     if resumed:
         _refuse_other_settings(facts, resumed[1], explicit=settings.resume != "auto")
-    task = new_task(_recipe(settings.model), images, settings.seed)
+    task = new_task(what.task, _recipe(settings.model), data, settings.seed)
     if settings.weights and not resumed:
-        say(load_weights(task.net, settings.weights, settings.model.name))
-        if task.ema:
-            task.ema.set(task.net)
+        say(task.begin_with(settings.weights))
     workers = settings.data.workers
     if workers is None:
         processes = trainer.world_size // trainer.num_nodes
-        workers = default_workers(in_memory=images.in_memory, device=device, processes=processes)
+        workers = default_workers(in_memory=data.in_memory, device=device, processes=processes)
     training, validation = loaders(
-        images,
+        data,
         settings.data.batch_size,
         trainer=trainer,
         seed=settings.seed,
-        augment=settings.data.augment,
         workers=workers,
+        augment=settings.data.get("augment", True),
+        steps=settings.data.get("steps_per_epoch"),
+        validation_batch_size=what.validation_batch_size,
     )
     record = Record(folder, batches(training), seed=settings.seed)
-    if task.mix and record.batches.batch_size % 2:
-        raise ValueError(
-            f"data.batch_size: expected an even number, as mixup and cutmix need it, got {record.batches.batch_size}"
-        )
+    task.check_batch_size(record.batches.batch_size)
     task.images_per_step = record.batches.images_per_step
     watch, stopping = Watch(display, record), Stopping()
     if trainer.is_global_zero:
@@ -105,16 +100,16 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         record,
         every=settings.save.every,
         keep=settings.save.keep,
-        monitor="val_ema_top1" if task.ema else "val_top1",
+        monitor=task.monitor,
         stopping=stopping,
         facts=facts,
     )
     guard = Guard(folder, limit=settings.max_non_finite, announce=say)
     trainer.callbacks += [record, guard, stopping, saving, watch]  # ty: ignore[missing-attribute] -- set in its constructor
     say(
-        f"{settings.model.name}: {trainer.max_epochs} epochs of {len(images.train):,} images ({images.name}, "
-        f"{images.size} px), {len(images.validation):,} for validation; {task.images_per_step} images a step, "
-        f"{trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
+        f"{settings.model.name}: {trainer.max_epochs} epochs of {len(training) // record.batches.accumulate:,} steps "
+        f"of {task.images_per_step} images; {len(data.train):,} images ({data}), {len(data.validation):,} for "
+        f"validation; {trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
     )
     if trainer.is_global_zero:
         write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
@@ -152,38 +147,6 @@ def _refuse_other_settings(facts: dict[str, Any], checkpoint: dict[str, Any], ex
         )
     if before["fingerprint"] != facts["fingerprint"]:
         raise ValueError("data.root: the images are not those that the run began with (names or sizes differ)")
-
-
-def _images(data: Namespace, say: Callable[[str], None]) -> Images:
-    images = load_images(
-        data.root,
-        img_size=data.img_size,
-        data_root=data.folder,
-        download=data.download,
-        check=False,
-        max_corrupt=data.max_corrupt,
-        draft=data.draft,
-        max_cache_gb=data.max_cache_gb,
-        announce=say,
-    )
-    if data.views == "imagenet":
-        views = ImageNetViews(
-            images.size,
-            mean=images.mean,
-            std=images.std,
-            **{
-                name: data[name]
-                for name in ("crop_pct", "interpolation", "scale", "auto_augment", "color_jitter", "random_erasing")
-            },
-        )
-        for split in (images.train, images.validation):
-            if not isinstance(split, DecodedImages):
-                raise ValueError(
-                    f"data.root: expected images in files or shards, of which data.views = imagenet are taken; "
-                    f"got {data.root}, whose images are stored as pixels"
-                )
-            split.views = views
-    return images
 
 
 def _recipe(model: Namespace) -> dict[str, Any]:

@@ -13,55 +13,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from localmix.arguments import positive
-from localmix.tasks.classification.data import EMBEDDED
-from localmix.tasks.classification.task import Classification
-
-GIVEN_BY_DATA = {"classes", "img_size", "in_chans", "mean", "std"}
-"""Arguments of `Classification` that the images decide."""
-
-
-@dataclass
-class DataOptions:
-    """Images and how they are shown.
-
-    Args:
-        root: an image folder, shards, or the name of a data set, as `localmix compare --data` takes it.
-        folder: where a named data set lies, or where shards at an address are kept.
-        download: fetch a named data set that is not there.
-        img_size: side of the images the net sees [pixels]; 28 for the embedded set, else 64.
-        batch_size: images of a batch in each process.
-        workers: processes that load images, for each training process; by default its share of the cores for a GPU.
-        max_corrupt: how many training images may turn out to be corrupt; each is named and replaced by the next one.
-        draft: decode large JPEGs for training at a fraction of their size: faster, not quite the same pixels.
-        max_cache_gb: how much of shards at an address is kept [10^9 bytes].
-        augment: whether training images are varied at random.
-        views: square: crops of 35% or more and flips; imagenet: the paper's, to which the rest belongs.
-        crop_pct: share of the shorter side that validation shows.
-        interpolation: bicubic, bilinear, lanczos, or random in training.
-        scale: least share of the area that a training crop shows.
-        auto_augment: a policy as timm names it; empty for none.
-        color_jitter: its strength, where there is no policy.
-        random_erasing: share of the images of which a rectangle is erased.
-    """
-
-    root: str = EMBEDDED
-    folder: str | None = None
-    download: bool = False
-    img_size: int | None = None
-    batch_size: int = 128
-    workers: int | None = None
-    max_corrupt: int = 10
-    draft: bool = False
-    max_cache_gb: float = 100.0
-    augment: bool = True
-    views: Literal["square", "imagenet"] = "square"
-    crop_pct: float = 0.875
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] = "bicubic"
-    scale: float = 0.08
-    auto_augment: str = "rand-m9-mstd0.5-inc1"
-    color_jitter: float = 0.4
-    random_erasing: float = 0.25
+from localmix.arguments import choice, positive
+from localmix.reports.training.kinds import KINDS, Kind, kind
 
 
 @dataclass
@@ -143,9 +96,10 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
     Raises:
         ValueError: a name is unknown, which is answered with the nearest, or a value has the wrong type.
     """
-    parser = _parser()
+    whole = _with_bases(arguments)
+    parser = _parser(_kind(whole))
     try:
-        settings = parser.parse_args(list(_with_bases(arguments)))
+        settings = parser.parse_args(whole)
     except ArgumentError as error:
         raise ValueError(_explained(str(error), parser)) from None
     for name, value in flat(settings.as_dict()).items():
@@ -154,7 +108,20 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
     return settings, parser.dump(settings)
 
 
-def _parser() -> ArgumentParser:
+def _kind(arguments: Sequence[str]) -> Kind:
+    """The task that the arguments name: the rest of their names depends on it."""
+    task = "classification"
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--task":
+            task = following
+        elif argument.startswith("--task="):
+            task = argument.removeprefix("--task=")
+        elif argument.startswith("--config="):
+            task = json.loads(argument.removeprefix("--config=")).get("task", task)
+    return kind(choice("task", task, KINDS))
+
+
+def _parser(kind: Kind) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = ArgumentParser(
         prog="localmix fit",
@@ -168,6 +135,7 @@ def _parser() -> ArgumentParser:
         action="config",
         help="a file of settings; of several, the later ones win; `base: FILE` in it names one that it builds on",
     )
+    parser.add_argument("--task", type=str, default=kind.task.kind, help=f"what is trained: {', '.join(KINDS)}")
     parser.add_argument("--output", type=str, default="runs/fit", help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and all that is drawn")
     parser.add_argument(
@@ -186,9 +154,9 @@ def _parser() -> ArgumentParser:
         "--max_non_finite", type=int, default=10, help="steps in a row without a finite gradient that end the run"
     )
     parser.add_argument("--model.name", type=str, default="dwnet_nano", help="network, as timm names it")
-    parser.add_class_arguments(Classification, "model", skip={"model", *GIVEN_BY_DATA})
+    parser.add_class_arguments(kind.task, "model", skip={"model", *kind.given_by_data})
     for name, options in (
-        ("data", DataOptions),
+        ("data", kind.data_options),
         ("trainer", TrainerOptions),
         ("save", SaveOptions),
         ("log", LogOptions),

@@ -23,10 +23,12 @@ class Watch(lightning.Callback):
     def __init__(self, display: Display, record: Record) -> None:
         self.display, self.record = display, record
         self.bar: Bar | None = None
+        self.shown: tuple[str, ...] = ()
         self.speed = ""
         self.images, self.since = 0, 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.shown = pl_module.shown
         if trainer.is_global_zero:
             self.bar = self.display.bar("training")
         self.images, self.since = 0, time.perf_counter()
@@ -63,9 +65,7 @@ class Watch(lightning.Callback):
     def epoch(self, row: dict[str, float], seconds: float) -> None:
         """A line for an epoch, see `OnEpoch`."""
         scores = "".join(
-            f"  {name.removeprefix('val_').replace('_', ' ')} {value:.2%}"
-            for name, value in row.items()
-            if name.endswith(("top1", "top5"))
+            f"  {name.removeprefix('val_').replace('_', ' ')} {row[name]:.2%}" for name in self.shown if name in row
         )
         validation = f"  validation loss {row['val_loss']:.3f}" if "val_loss" in row else ""
         self.display.say(

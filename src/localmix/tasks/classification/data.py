@@ -52,6 +52,19 @@ class Images:
     in_memory: bool = False
     skipped: list[str] = field(default_factory=list)
 
+    def arguments(self) -> dict[str, Any]:
+        """Those of `Classification` that the images decide."""
+        return {
+            "classes": self.classes,
+            "img_size": self.size,
+            "in_chans": self.channels,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.size} px"
+
 
 def load_images(
     data: str = EMBEDDED,

@@ -140,7 +140,7 @@ def _pool(processes: int, images: Images) -> Generator[list[Connection]]:
 def _context() -> Any:
     context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     # One import for all processes.
-    context.set_forkserver_preload(["localmix.tasks.engine.training"])
+    context.set_forkserver_preload(["localmix.tasks.classification.training"])
     return context
 
 
@@ -183,7 +183,7 @@ def _serve(connection: Connection, images: Images) -> None:
 def _train(job: Job, images: Images, on_step: Callable[..., Any], on_epoch: Callable[..., Any]) -> dict[str, Any]:
     import torch
 
-    from localmix.tasks.engine.training import train
+    from localmix.tasks.classification.training import train
 
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)

@@ -1,31 +1,26 @@
-"""Image classification as a Lightning module: any timm net, one recipe."""
+"""Image classification as a task: any timm net, one recipe."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from localmix.models import create_model
-from localmix.tasks.engine.sync_batch_norm import synchronise
+from localmix.tasks.engine.task import Task
 
 
-class Classification(lightning.LightningModule):
+class Classification(Task):
     """A net with its loss, optimiser and schedule.
 
-    AdamW without decay on biases, norms and other 1-d parameters; linear warm-up from lr / 1000, then a cosine to
-    `min_lr`, per step; cross entropy with soft targets. A step whose gradient is not finite is skipped. All arguments
-    are plain values and lie in the checkpoint.
+    Linear warm-up from lr / 1000, then a cosine to `min_lr`, per step; cross entropy with soft targets. See `Task` for
+    what it shares with other tasks.
 
     Args:
         model: name that timm knows.
@@ -54,7 +49,7 @@ class Classification(lightning.LightningModule):
         sync_batch_norm: whether batch norms look at the batches of all processes.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
+    kind = "classification"
 
     def __init__(
         self,
@@ -83,156 +78,75 @@ class Classification(lightning.LightningModule):
         channels_last: bool = False,
         sync_batch_norm: bool = True,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.images_per_step: int | None = None
-        self.net = create_model(
+        net = create_model(
             model, num_classes=len(classes), in_chans=in_chans, drop_path_rate=drop_path_rate, **(model_kwargs or {})
         )
-        self.ema: ModelEmaV3 | None = None
-        if ema_decay is not None:
-            self.ema = ModelEmaV3(self.net, decay=ema_decay).requires_grad_(False)
+        super().__init__(
+            net,
+            lr=lr,
+            lr_batch_size=lr_batch_size,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            ema_decay=ema_decay,
+            grad_checkpointing=grad_checkpointing,
+            compile=compile,
+            channels_last=channels_last,
+            sync_batch_norm=sync_batch_norm,
+        )
+        self.save_hyperparameters(logger=False)
         self.mix: Mixup | None = None
         if mixup or cutmix:
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(classes))
-        self.loss = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mix else label_smoothing)
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mix else label_smoothing)
         self.scores: Any = nn.ModuleDict()
-        for prefix in ("val_", "val_ema_") if self.ema else ("val_",):
+        for prefix in self.nets():
             self.scores[f"{prefix}loss"] = MeanMetric()
             for top in (1, 5):
                 self.scores[f"{prefix}top{top}"] = MulticlassAccuracy(
                     num_classes=len(classes), top_k=min(top, len(classes)), average="micro"
                 )
         self.metrics = tuple(self.scores)
-        self.skipped = self.configured = False
-        self.gradient_norm = torch.zeros(())
+        self.shown = tuple(name for name in self.metrics if not name.endswith("loss"))
+        self.monitor = "val_ema_top1" if self.ema else "val_top1"
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+    def check_batch_size(self, batch_size: int) -> None:
+        if self.mix and batch_size % 2:
+            raise ValueError(f"data.batch_size: expected an even number, as mixup and cutmix need it, got {batch_size}")
 
-    def _nets(self) -> list[nn.Module]:
-        return [self.net, self.ema.module] if self.ema else [self.net]
-
-    def configure_model(self) -> None:
-        """Prepares the net for training on the devices that the trainer has; called by Lightning."""
-        if self.configured:
-            return
-        self.configured = True
-        if self.hparams["sync_batch_norm"] and self.trainer.world_size > 1:
-            self.net = synchronise(self.net, self.trainer.strategy.root_device.type)
-        if self.hparams["grad_checkpointing"]:
-            self.net.set_grad_checkpointing()  # ty: ignore[not-callable] -- every net of timm has it
-        for net in self._nets():
-            if self.hparams["channels_last"]:
-                net.to(memory_format=torch.channels_last)
-            if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                _shard(net, self.trainer.strategy.device_mesh["data_parallel"])
-        if self.ema and isinstance(self.trainer.strategy, ModelParallelStrategy):
-            # sharded parameters and whole buffers do not go through one call
-            self.ema.foreach = False
-        if self.hparams["compile"]:
-            # in place: the keys of the state stay
-            self.net.compile()
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch
         if self.mix:
             images, targets = self.mix(images, targets)
-        loss = self.loss(self(self._laid_out(images)), targets)
-        # times 1, or NaN where the loss is not finite: the gradient then tells all processes
-        return loss * (loss.detach() - loss.detach() + 1)
+        return self.cross_entropy(self(self._laid_out(images)), targets)
 
     def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clips the gradient by its norm, or drops it if that is not finite, so that no parameter moves."""
-        parameters = [p for p in self.net.parameters() if p.grad is not None]
-        norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.skipped = not bool(self.gradient_norm.isfinite())
-        if self.skipped:
-            for parameter in parameters:
-                parameter.grad = None
-        elif gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema and not self.skipped:
-            self.ema.update(self.net)
-
-    def on_validation_start(self) -> None:
-        if self.trainer.world_size > 1 and not self.hparams["sync_batch_norm"]:
-            # each process has statistics of its own; those of the first are the ones that are saved
-            for net in self._nets():
-                for buffer in net.buffers():
-                    distributed.broadcast(buffer, 0)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         images = self._laid_out(images)
-        self._score("val_", self(images), labels)
-        if self.ema:
-            self._score("val_ema_", self.ema.module(images), labels)
-
-    def _score(self, prefix: str, logits: Tensor, labels: Tensor) -> None:
-        self.scores[f"{prefix}loss"].update(F.cross_entropy(logits, labels), len(labels))
-        for top in (1, 5):
-            self.scores[f"{prefix}top{top}"].update(logits, labels)
+        for prefix, net in self.nets().items():
+            logits = net(images)
+            self.scores[f"{prefix}loss"].update(F.cross_entropy(logits, labels), len(labels))
+            for top in (1, 5):
+                self.scores[f"{prefix}top{top}"].update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         # Here and not in the steps: a process may have none, and all take part in adding up.
         for name, score in self.scores.items():
             self.log(name, score)
 
-    def configure_optimizers(self) -> Any:
-        options, scale = self.hparams, 1.0
-        if options["lr_batch_size"]:
-            if self.images_per_step is None:
-                raise ValueError("lr_batch_size: expected images_per_step to be set where the rate is to be scaled")
-            scale = self.images_per_step / options["lr_batch_size"]
-        lr = scale * options["lr"]
-        optimizer = create_optimizer_v2(
-            self.net,
-            opt="adamw",
-            lr=lr,
-            weight_decay=options["weight_decay"],
-            layer_decay=options["layer_decay"],
-            # the scaler of float16 would clip before it unscales
-            fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> CosineLRScheduler:
+        options = self.hparams
         warmup = round(options["warmup"] * steps)
         if options["warmup_epochs"] is not None:
             warmup = round(options["warmup_epochs"] / (self.trainer.max_epochs or 1) * steps)
-        schedule = CosineLRScheduler(
+        return CosineLRScheduler(
             optimizer,
             t_initial=max(1, steps - warmup),
-            lr_min=scale * options["min_lr"],
+            lr_min=self.lr_scale * options["min_lr"],
             warmup_t=warmup,
-            warmup_lr_init=lr / 1000,
+            warmup_lr_init=self.lr_scale * self.lr / 1000,
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)
-
-
-def _shard(net: nn.Module, mesh: Any) -> None:
-    """Distribute the parameters of a net over the processes of `mesh`: each block on its own, then the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    blocks = [
-        block
-        for name, module in net.named_modules()
-        if name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList))
-        for block in module
-    ]
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)

@@ -155,10 +155,3 @@ def drawn_from(random: np.random.Generator) -> Generator[None]:
             python_random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
-
-
-def seed_generators(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch (all devices) by an int below 2**64."""
-    python_random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.manual_seed(seed)

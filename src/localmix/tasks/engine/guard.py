@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from localmix.tasks.engine.checkpoint import save_checkpoint
@@ -20,7 +21,7 @@ class NonFinite(ArithmeticError):
 class Guard(lightning.Callback):
     """Undoes what a skipped step has done to batch-norm statistics, and counts such steps.
 
-    `Classification` finds the norm of the gradient and skips the step, in all processes alike since the gradient is
+    `Task` finds the norm of the gradient and skips the step, in all processes alike since the gradient is
     the sum of theirs. Weights, the state of the optimiser and the average of the weights are not touched by the step;
     the statistics of batch norms have been by its forward pass, and are put back.
 
@@ -81,15 +82,13 @@ class Guard(lightning.Callback):
         # Processes must count alike, and the loss is that of one of them.
         return trainer.strategy.all_gather(loss).mean() if trainer.world_size > 1 else loss
 
-    def _give_up(self, trainer: lightning.Trainer, task: Any, batch: tuple[Tensor, Tensor]) -> None:
+    def _give_up(self, trainer: lightning.Trainer, task: Any, batch: Any) -> None:
         path = self.folder / f"non-finite-{trainer.global_rank}.ckpt"
-        images, labels = batch
         save_checkpoint(
             {
                 "state_dict": trainer.strategy.lightning_module_state_dict(),
                 "hyper_parameters": dict(task.hparams),
-                "images": images.detach().cpu(),
-                "labels": labels.detach().cpu(),
+                "batch": move_data_to_device(batch, torch.device("cpu")),
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
             },

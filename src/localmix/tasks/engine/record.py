@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from localmix.tasks.classification.loading import EpochBatches
-from localmix.tasks.classification.views import seed_generators
+from localmix.tasks.engine.batches import EpochBatches
 from localmix.tasks.engine.run_folder import METRICS
+from localmix.tasks.engine.seeding import seed_generators
 
 STEP_COLUMNS = ("epoch", "step", "lr", "loss")
 AT_A_TIME = 50
@@ -65,7 +65,7 @@ class Record(lightning.Callback):
         """
         state = checkpoint["callbacks"][self.state_key]
         now, then = self.batches.layout, state["layout"]
-        differences = ", ".join(f"{name} {then[name]} (now {now[name]})" for name in now if now[name] != then[name])
+        differences = ", ".join(f"{n} {then.get(n)} (now {now[n]})" for n in now if now[n] != then.get(n))
         if differences:
             raise ValueError(f"resume: the checkpoint belongs to a run of other steps: {differences}")
         self.batches.go_on(state["epoch"], state["batch"])

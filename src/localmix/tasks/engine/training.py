@@ -1,31 +1,23 @@
-"""One training run in one folder; interrupted and called again, it ends with the same numbers."""
+"""Lightning's trainer as this package uses it: silent, deterministic on a CPU, and for data that answer requests."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import signal
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import lightning
-import numpy as np
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
-from localmix.tasks.classification.data import Images
-from localmix.tasks.classification.loading import loader
-from localmix.tasks.classification.task import Classification
-from localmix.tasks.classification.views import seed_generators
-from localmix.tasks.engine.checkpoint import load_checkpoint
-from localmix.tasks.engine.claim import claim
-from localmix.tasks.engine.record import OnEpoch, OnStep, Record
-from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
-from localmix.tasks.engine.saving import AtomicCheckpointIO, Saving
+from localmix.tasks.engine.batches import EpochBatches, Samples, loader
+from localmix.tasks.engine.saving import AtomicCheckpointIO
+from localmix.tasks.engine.seeding import seed_generators
+from localmix.tasks.engine.task import Task
 
 CLIP = 5.0
 """Largest norm of the gradient."""
@@ -33,66 +25,36 @@ PATIENCE = 120.0
 """How long a run waits for one in the same folder whose parent was killed: it ends with its step or validation [s]."""
 
 
-def train(
-    recipe: dict[str, Any],
-    images: Images,
-    folder: Path,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    augment: bool = True,
-    device: str = "cpu",
-    workers: int = 0,
-    on_step: OnStep = lambda done, total: None,
-    on_epoch: OnEpoch = lambda row, seconds: None,
-) -> dict[str, Any]:
-    """Train a net in this process in `folder`, going on from its checkpoint if there is one.
-
-    Args:
-        recipe: the model and the arguments of `Classification` that the images do not decide.
-        folder: receives checkpoint.ckpt (each epoch) and metrics.csv (each step).
-        device: "cpu" or "cuda".
-        workers: processes that decode images; none for images in memory.
-
-    Returns:
-        Metrics of the last epoch, the losses of the first and the last tenth of the steps, and the time.
-
-    Raises:
-        ValueError: another process trains in `folder`.
-    """
-    with claim(folder, patience=PATIENCE):
-        path = folder / CHECKPOINT
-        resumed = load_checkpoint(path) if path.exists() else None
-        trainer = new_trainer(
-            folder,
-            accelerator=device,
-            devices=1,
-            max_epochs=epochs,
-            # One process, also where Slurm's variables are set.
-            plugins=[LightningEnvironment()],
-        )
-        task = new_task(recipe, images, seed)
-        training, validation = loaders(images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers)
-        record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
-        if resumed:
-            record.go_on(resumed)
-        trainer.callbacks += [record, Saving(record)]  # ty: ignore[missing-attribute] -- set in its constructor
-        fit(trainer, task, training, validation, path if resumed else None, contexts=[record])
-        return {**summary(folder / METRICS), "seconds": record.seconds}
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
-def new_task(recipe: dict[str, Any], images: Images, seed: int) -> Classification:
-    """The net and its recipe for these images, initialised by `seed`."""
+class Data(Protocol):
+    """What a run trains on."""
+
+    @property
+    def train(self) -> Samples:
+        """To learn from."""
+        ...
+
+    @property
+    def validation(self) -> Samples:
+        """To measure with."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a batch is a matter of microseconds, so that no processes are needed to make it."""
+        ...
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the task that the data decide, plain values."""
+        ...
+
+
+def new_task(kind: type[AnyTask], recipe: dict[str, Any], data: Data, seed: int) -> AnyTask:
+    """A task for these data, its net initialised by `seed`."""
     seed_generators(seed)
-    return Classification(
-        **recipe,
-        classes=images.classes,
-        img_size=images.size,
-        in_chans=images.channels,
-        mean=images.mean,
-        std=images.std,
-    )
+    return kind(**recipe, **data.arguments())
 
 
 def new_trainer(folder: Path, *, plugins: Sequence[Any] = (), **options: Any) -> lightning.Trainer:
@@ -112,34 +74,49 @@ def new_trainer(folder: Path, *, plugins: Sequence[Any] = (), **options: Any) ->
 
 
 def loaders(
-    images: Images, batch_size: int, *, trainer: lightning.Trainer, seed: int, augment: bool, workers: int
+    data: Data,
+    batch_size: int,
+    *,
+    trainer: lightning.Trainer,
+    seed: int,
+    workers: int,
+    augment: bool = True,
+    steps: int | None = None,
+    validation_batch_size: int | None = None,
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the training and the validation images for this process of the trainer."""
+    """Loaders of the training and the validation images for this process of the trainer.
+
+    Args:
+        steps: of an epoch; by default those of a pass through the images.
+        validation_batch_size: if it is another.
+    """
     options: dict[str, Any] = {
-        "workers": 0 if images.in_memory else workers,
+        "workers": 0 if data.in_memory else workers,
         "pin_memory": trainer.strategy.root_device.type == "cuda",
         "process": trainer.global_rank,
         "num_processes": trainer.world_size,
     }
     training = loader(
-        images.train,
+        data.train,
         batch_size,
         seed=seed,
         augment=augment,
         accumulate=trainer.accumulate_grad_batches,
+        steps=steps,
         **options,
     )
-    return training, loader(images.validation, batch_size, seed=None, **options)
+    return training, loader(data.validation, validation_batch_size or batch_size, seed=None, **options)
 
 
-def batches(training: DataLoader) -> Any:
+def batches(training: DataLoader) -> EpochBatches:
     """The `EpochBatches` of a loader."""
-    return training.sampler
+    sampler: Any = training.sampler
+    return sampler
 
 
 def fit(
     trainer: lightning.Trainer,
-    task: Classification,
+    task: Task,
     training: DataLoader,
     validation: DataLoader,
     checkpoint: Path | None,
@@ -151,21 +128,6 @@ def fit(
         for context in (_quiet(), _deterministic(trainer.strategy.root_device.type), _interruptible(), *contexts):
             stack.enter_context(context)
         trainer.fit(task, training, validation, ckpt_path=checkpoint, weights_only=True)
-
-
-def summary(metrics: Path) -> dict[str, Any]:
-    """What metrics.csv says of a whole run."""
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    losses = [float(row["loss"]) for row in rows]
-    tenth = max(1, len(losses) // 10)
-    return {
-        "top1": float(rows[-1]["val_top1"]),
-        "val_loss": float(rows[-1]["val_loss"]),
-        "train_loss_first": float(np.mean(losses[:tenth])),
-        "train_loss_last": float(np.mean(losses[-tenth:])),
-        "steps": len(losses),
-    }
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from localmix.arguments import positive
-from localmix.tasks.classification.loading import Order, Request
+from localmix.tasks.engine.batches import Request, Samples
 from localmix.tasks.images import normalise, to_tensor
 from localmix.tasks.segmentation.labels import IGNORED
 from localmix.tasks.segmentation.pairs import LabelledScenes
@@ -133,8 +132,8 @@ def distorted(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return image
 
 
-class SceneDataset(Dataset):
-    """Answers the requests of `localmix.tasks.classification.loading`, so that its loaders serve scenes too.
+class SceneDataset(Samples):
+    """Scenes that answer requests for batches, see `localmix.tasks.engine.batches`.
 
     Training, (seed, epoch, indices): float32 [n, 3, size, size] and int64 [n, size, size], a function of seed, epoch
     and index. Validation, seed None: a single image, float32 [1, 3, h, w] and int64 [1, H, W].
@@ -145,8 +144,6 @@ class SceneDataset(Dataset):
         mean: of each channel, values in 0..1.
         std: of each channel, values in 0..1.
     """
-
-    order: Order | None = None
 
     def __init__(
         self, scenes: LabelledScenes, views: SceneViews, *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD

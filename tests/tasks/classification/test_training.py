@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from localmix.tasks.classification.data import load_images
-from localmix.tasks.classification.loading import loader
 from localmix.tasks.classification.task import Classification
+from localmix.tasks.classification.training import train
+from localmix.tasks.engine.batches import loader
 from localmix.tasks.engine.checkpoint import load_checkpoint
-from localmix.tasks.engine.training import train
 
 RECIPE = {"model": "dwnet_nano", "drop_path_rate": 0.3}
 SETTINGS = {"epochs": 3, "batch_size": 8, "seed": 5}

@@ -14,6 +14,7 @@ from localmix.tasks.detection.cascade_heads import BoxHead, MaskHead, PyramidAli
 from localmix.tasks.detection.instance_masks import crop_masks
 from localmix.tasks.detection.targets import Target
 
+
 @dataclass(frozen=True)
 class Stage:
     """What differs between the stages.

@@ -20,8 +20,8 @@ class FeaturePyramid(nn.Module):
 
     The nets of this library end their stages with a residual sum, so each map is normed: with a batch norm behind
     depth-wise convolutions, with a layer norm behind attention and local MLPs, as the official detectors do. Nets
-    of timm are taken as they are. Four maps make four levels, and the fifth is every second position of the fourth; three
-    maps make three, on which two convolutions of stride 2 stand, as RetinaNet has them.
+    of timm are taken as they are. Four maps make four levels, and the fifth is every second position of the fourth;
+    three maps make three, on which two convolutions of stride 2 stand, as RetinaNet has them.
 
     Args:
         backbone: name of a network that timm knows, with so many feature maps or more, of which the last are used. It

@@ -47,9 +47,7 @@ class Resizing(GeneralizedRCNNTransform):
         super().__init__(sizes, max_size, list(mean), list(std))
         self.in_training = in_training
 
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training and not self.in_training:
             return image, target
         before = image.shape[-2], image.shape[-1]

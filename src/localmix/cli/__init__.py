@@ -138,10 +138,19 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     parser.add_argument("--model", required=True, metavar="NAME", help="the network it belongs to, as timm names it")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--task",
+        choices=("classification", "detection"),
+        default="classification",
+        help="detection: of mmdetection's Cascade Mask R-CNN or Mask R-CNN; NAME is then its backbone (%(default)s)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from localmix.models.convert import convert_file
+    if args.task == "detection":
+        from localmix.tasks.detection.checkpoints import convert_file
+    else:
+        from localmix.models.convert import convert_file
 
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
     return 0

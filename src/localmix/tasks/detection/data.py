@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def split_of(root: Path, name: str, images: str | None = None) -> tuple[Path, Pa
 
     Args:
         root: folder of the data set.
-        name: "train" stands for annotations/instances_train*.json, of which there is one, and images in train*,
-            images/train* or images, as in COCO; "FILE.json" for itself.
+        name: "train" stands for annotations/instances_train.json or, with a year, instances_train2017.json, and images
+            in train2017, images/train2017 or images; "FILE.json" for itself.
         images: folder of the images, in `root`, if it is another.
 
     Raises:
@@ -98,10 +99,11 @@ def split_of(root: Path, name: str, images: str | None = None) -> tuple[Path, Pa
         if not file.is_file():
             raise ValueError(f"data.root: expected a json file, there is none at {file}")
     else:
-        files = sorted((root / "annotations").glob(f"instances_{name}*.json"))
+        pattern = re.compile(rf"instances_{re.escape(name)}\d*\.json")
+        files = [file for file in sorted((root / "annotations").glob("*.json")) if pattern.fullmatch(file.name)]
         if len(files) != 1:
             got = ", ".join(file.name for file in files) or "none"
-            raise ValueError(f"data.root: expected one {root / 'annotations' / f'instances_{name}*.json'}, got {got}")
+            raise ValueError(f"data.root: expected one {root / 'annotations' / f'instances_{name}*.json'}, * a year or nothing, got {got}")
         file, split = files[0], files[0].stem.removeprefix("instances_")
     places = [root / images] if images else [root / split, root / "images" / split, root / "images"]
     folder = next((place for place in places if place.is_dir()), None)

@@ -12,6 +12,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from localmix.arguments import choice, positive
+from localmix.tasks.detection.cascade_heads import PyramidAlign
 from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
 from localmix.tasks.detection.region_proposals import RATIOS, Anchors, RegionProposals
@@ -74,7 +75,7 @@ def detector(
 
 
 class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
-    """torchvision's Mask R-CNN, with the region proposals of `CascadeMaskRCNN`, called as that one is."""
+    """torchvision's Mask R-CNN, with the proposals and the alignment of `CascadeMaskRCNN`, called as that one is."""
 
     def __init__(
         self,
@@ -100,6 +101,8 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         )
         self.num_classes = num_classes
         self.rpn = RegionProposals(channels, backbone.strides)
+        levels: Any = backbone.strides[:-1]
+        self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
@@ -138,6 +141,13 @@ class RetinaNet(OnPyramid, torchvision.models.detection.RetinaNet):
             targets = check_targets(images, targets, self.num_classes, masks=False)
             return super().forward(images, [{**target, "labels": target["labels"] - 1} for target in targets])
         return [{**found, "labels": found["labels"] + 1} for found in super().forward(images)]
+
+
+class _Align(PyramidAlign):
+    """As torchvision's heads call it."""
+
+    def forward(self, maps: Any, boxes: list[Tensor], sizes: list[tuple[int, int]] | None = None) -> Tensor:
+        return super().forward([maps[str(level)] for level in range(len(self.strides))], boxes)
 
 
 class _Predictor(FastRCNNPredictor):

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo demo-segmentation test lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ READY := .venv/.ready
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads --generate-hashes --no-header --no-annotate $(UPGRADE)
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 30
 
 setup: $(READY) ## Build .venv; PYTHON=python3.12 chooses the interpreter
 
@@ -20,6 +20,11 @@ $(READY): tools/setup.sh pyproject.toml requirements/uv.txt requirements/test.tx
 
 demo: $(READY) ## Train the mixers on the images that the package ships and compare them: runs/demo
 	$(BIN)/localmix compare --output runs/demo
+
+demo-segmentation: $(READY) ## Train a segmenter on scenes that the package composes, and show it: runs/demo-segmentation
+	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 6
+	$(BIN)/localmix fit --config recipes/scenes/segmentation_dwnet_nano.yaml --data.root runs/scenes-96x128 --output runs/demo-segmentation
+	$(BIN)/localmix validate runs/demo-segmentation --output runs/demo-segmentation/validation
 
 lint: $(READY) ## Check style, types and the import arrows
 	$(BIN)/ruff check

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from localmix.cli import main
 from localmix.tasks import fashion_mnist
@@ -36,6 +38,61 @@ def fit():
         return main(["fit", *(f"--{name}={value}" for name, value in {**FIT, **settings, "output": output}.items())])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_scenes(tmp_path_factory):
+    """A folder of small scenes of odd sizes whose classes are told by their colours; one of them is in no label map."""
+    root = tmp_path_factory.mktemp("small") / "scenes"
+    random = np.random.default_rng(0)
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+    for split, number in (("train", 9), ("val", 3), ("test", 2)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(number):
+            labels = random.integers(0, 3, (4, 5)).repeat(9, 0).repeat(11, 1)[: 33 + index]
+            pixels = (colours[labels] + random.normal(0, 25, (*labels.shape, 3))).clip(0, 255).astype(np.uint8)
+            labels[:2] = 255
+            Image.fromarray(pixels).save(root / "images" / split / f"{index}.png")
+            Image.fromarray(labels.astype(np.uint8)).save(root / "annotations" / split / f"{index}.png")
+    (root / "classes.txt").write_text("red\ngreen\nblue\nnever\n")
+    return root
+
+
+SEGMENTER = {
+    "task": "segmentation",
+    "data.size": 24,
+    "data.short_side": 32,
+    "data.batch_size": 4,
+    "data.workers": 0,
+    "data.steps_per_epoch": 3,
+    "model.model_kwargs": "{depths: [1, 1, 1, 1]}",
+    "model.channels": 8,
+    "model.auxiliary_channels": 4,
+    "trainer.accelerator": "cpu",
+    "trainer.max_epochs": 2,
+    "log.tensorboard": "false",
+}
+
+
+@pytest.fixture(scope="session")
+def fit_segmenter(small_scenes):
+    """Runs `localmix fit` of a small segmenter in this process: fit_segmenter(output, setting=value, ...)."""
+
+    def run(output, **settings):
+        settings = {**SEGMENTER, "data.root": small_scenes, **settings, "output": output}
+        return main(["fit", *(f"--{name}={value}" for name, value in settings.items())])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def segmenter(fit_segmenter, tmp_path_factory):
+    """The folder of a run of a small segmenter, which has learned its colours."""
+    output = tmp_path_factory.mktemp("segmenter")
+    settings = {"model.lr": 1e-2, "model.ema_decay": 0.5, "data.steps_per_epoch": 20, "data.distort": "false"}
+    assert fit_segmenter(output, **settings) == 0
+    return output
 
 
 def _assert_same(a, b):

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import bench, evaluation
+from localmix.cli import bench, detection, evaluation, scenes, segmentation
 from localmix.cli.images import DATA_HELP
 
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary, add_arguments, run in (
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
-        ("predict", "classify images with a trained network", _add_predict, _predict),
+        ("predict", "classify images or their pixels, or find objects, with a trained network", _add_predict, _predict),
         ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         ("curves", "draw how the loss and the accuracy of runs go", _add_curves, _curves),
         ("publish", "make a checkpoint a folder that others load, with a model card", _add_publish, _publish),
         ("shard", "pack images into shards that stream to many machines", _add_shard, _shard),
+        (
+            "scenes",
+            "compose a data set for detection and segmentation of the embedded images",
+            scenes.add_arguments,
+            scenes.run,
+        ),
         ("bench", "time operators and networks beside other ways to compute them", bench.add_arguments, bench.run),
     ):
         command = commands.add_parser(
@@ -115,9 +121,33 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
+    segmentation.add_views(parser)
+    detection.add_drawing(parser)
+    add = parser.add_argument_group("of segmenters and detectors, which draw what they found").add_argument
+    add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
+    add(
+        "--tta", choices=("none", "flip"), default="none", help="of segmenters: also show the mirror image (%(default)s)"
+    )
+    add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from localmix.reports.evaluation.tasks import task_of
+
+    task = task_of(args.model)
+    if task != "classification" and args.output is None:
+        raise ValueError("output: expected a folder for the pictures, got none")
+    if task == "detection":
+        from localmix.reports.predict_detection import predict
+
+        options = (*detection.OPTIONS, "output", "weights", "device")
+        return predict(args.model, args.images, **{name: getattr(args, name) for name in options})
+    if task == "segmentation":
+        from localmix.reports.predict_segmentation import predict
+
+        options = (*segmentation.OPTIONS, "output", "tta", "weights", "device")
+        return predict(args.model, args.images, top=args.top, **{name: getattr(args, name) for name in options})
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)
@@ -140,15 +170,18 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--task",
-        choices=("classification", "detection"),
+        choices=("classification", "detection", "segmentation"),
         default="classification",
-        help="detection: of mmdetection's Cascade Mask R-CNN or Mask R-CNN; NAME is then its backbone (%(default)s)",
+        help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is then "
+        "the backbone (%(default)s)",
     )
 
 
 def _convert(args: argparse.Namespace) -> int:
     if args.task == "detection":
         from localmix.tasks.detection.checkpoints import convert_file
+    elif args.task == "segmentation":
+        from localmix.tasks.segmentation.checkpoints import convert_file
     else:
         from localmix.models.convert import convert_file
 

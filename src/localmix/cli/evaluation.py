@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+from localmix.cli import segmentation
 from localmix.cli.images import DATA_HELP
+
+OPTIONS = {
+    "classification": (
+        "pretrained",
+        "checkpoint",
+        "data_root",
+        "download",
+        "on_corrupt",
+        "img_size",
+        "crop_pct",
+        "interpolation",
+        "among",
+        "tta",
+        "batch_size",
+        "workers",
+        "throughput",
+    ),
+    "segmentation": (*segmentation.OPTIONS, "tta"),
+    "detection": ("workers",),
+}
+"""Those that not every task has, for each that has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BATCH",
         help="measure images per second: 50 passes to warm up, 30 timed, of 64 images or so many",
     )
-    add("--output", type=Path, metavar="DIR", help="for results.json, per_class.csv, confusion.csv and confusion.png")
+    add("--output", type=Path, metavar="DIR", help="for results.json, per_class.csv and what else there is, such as pictures")
+    segmentation.add_views(parser)
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -69,7 +94,22 @@ def test(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, split: str) -> int:
-    from localmix.reports.evaluation.classification import evaluate
+    from importlib import import_module
 
-    evaluate(split=split, **{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
+    from localmix.reports.evaluation.tasks import task_of
+
+    task = task_of(args.model)
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
+    others = {name for names in OPTIONS.values() for name in names} - set(OPTIONS[task])
+    _leave_out(options, sorted(others), task)
+    import_module(f"localmix.reports.evaluation.{task}").evaluate(split=split, **options)
     return 0
+
+
+def _leave_out(options: dict[str, Any], names: Collection[str], task: str) -> None:
+    """Drop the options of another task, which have to be as they are by default."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in names:
+        if options.pop(name) != parser.get_default(name):
+            raise ValueError(f"{name}: expected nothing, since the network is one of {task}")

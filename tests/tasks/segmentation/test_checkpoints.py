@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from localmix.tasks.segmentation.checkpoints import convert_official, load_official
+from localmix.cli import main
+from localmix.tasks.segmentation.checkpoints import convert_file, convert_official, load_converted, load_official
 from localmix.tasks.segmentation.upernet import upernet
 
 OFFICIAL = runpy.run_path(str(Path(__file__).parents[2] / "models" / "conftest.py"))
@@ -99,3 +100,34 @@ def test_a_file_is_loaded(tmp_path):
     assert torch.equal(net.feature_norms[0].norm.weight, weights["backbone.norm0.weight"])
     with torch.no_grad():
         assert net.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["dwnet", "dynamic_dwnet", "i_dynamic_dwnet"])
+def test_the_command_writes_a_file_that_knows_its_net(family, tmp_path, capsys):
+    """The sizes of the heads are those of the checkpoint; the loaded net computes what one filled directly does."""
+    weights = official_checkpoint(family, upernet(f"{family}_nano", **SMALL))
+    torch.save({"meta": {}, "state_dict": weights}, tmp_path / "official.pth")
+    output = tmp_path / "below" / "net.safetensors"
+    arguments = ["convert", str(tmp_path / "official.pth"), "--task", "segmentation", "--model", f"{family}_nano"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    assert f"UPerNet on {family}_nano" in capsys.readouterr().out
+    net, name = load_converted(output)
+    assert (name, net.num_classes, net.training) == (f"{family}_nano", 5, False)
+    expected = upernet(name, **SMALL).eval()
+    load_official(tmp_path / "official.pth", expected)
+    with torch.no_grad():
+        image = torch.randn(1, 3, 40, 33)
+        assert torch.equal(net(image), expected(image))
+
+
+def test_what_is_no_segmenter_is_refused(tmp_path, capsys):
+    torch.save({"model": {"head.weight": torch.zeros(3, 4)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"expected one of mmsegmentation's UPerNet, got one without decode_head.conv"):
+        convert_file(tmp_path / "other.pth", model="dwnet_nano", output=tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"output: expected a name that ends in .safetensors, got net.pth"):
+        convert_file(tmp_path / "other.pth", model="dwnet_nano", output=Path("net.pth"))
+    with pytest.raises(ValueError, match="model: expected a file that `localmix convert --task segmentation`"):
+        load_converted(tmp_path / "other.pth")
+    with pytest.raises(FileNotFoundError):
+        load_converted(tmp_path / "none.safetensors")
+    assert not (tmp_path / "net.safetensors").exists()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from localmix.tasks.images import CorruptImage
-from localmix.tasks.segmentation.labels import CAMVID, IGNORED, Labelling, ade20k, draw, read_label_map
+from localmix.tasks.segmentation.labels import CAMVID, IGNORED, Labelling, ade20k, read_label_map
 
 STORED = np.array([[0, 1, 2, 255], [2, 2, 255, 0]], dtype=np.uint8)
 LABELS = np.array([[0, 1, 2, IGNORED], [2, 2, IGNORED, 0]])
@@ -100,12 +100,6 @@ def test_camvid(camvid):
     assert any((m == IGNORED).any() for m in maps)
 
 
-def test_drawn_in_its_colours():
-    drawn = np.asarray(draw(LABELS, THREE))
-    np.testing.assert_array_equal(drawn[0, :3], THREE.colours)
-    assert not drawn[0, 3].any()
-    image = Image.new("RGB", (4, 2), (200, 100, 50))
-    over = np.asarray(draw(LABELS, THREE, image, opacity=0.5)).astype(int)
-    np.testing.assert_allclose(over[0, 0], (np.array([200, 100, 50]) + THREE.colours[0]) / 2, atol=1)
-    assert len({Labelling(classes=tuple(map(str, range(50)))).colours}) == 1
+def test_colours_differ():
     assert len(set(Labelling(classes=tuple(map(str, range(50)))).colours)) == 50
+    assert len(set(CAMVID.colours)) == 11

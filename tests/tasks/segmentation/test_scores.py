@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 
 from localmix.tasks.segmentation.scores import IGNORED, Scores, SegmentationScores, confusion_matrix
@@ -48,6 +49,25 @@ def test_scores_of_real_label_maps(maps):
     np.testing.assert_allclose(scores.iou.numpy(), iou, rtol=1e-12)
     assert scores.mean_iou.item() == pytest.approx(np.nanmean(iou), rel=1e-12)
     assert scores.mean_accuracy.item() == pytest.approx(np.nanmean(accuracy), rel=1e-12)
+
+
+def test_scikit_learn_counts_the_same(maps):
+    predictions, labels = (tensor.flatten().numpy() for tensor in maps)
+    counted = labels != VOID
+    classes = [c for c in range(VOID) if (labels[counted] == c).any()]
+    assert len(classes) >= 9
+    confusion = confusion_matrix(*maps, VOID, ignored=VOID)
+    np.testing.assert_array_equal(
+        confusion.numpy(), sklearn.metrics.confusion_matrix(labels[counted], predictions[counted], labels=range(VOID))
+    )
+    scores = Scores.of(confusion)
+    shown = {"y_true": labels[counted], "y_pred": predictions[counted]}
+    iou = sklearn.metrics.jaccard_score(**shown, labels=classes, average=None, zero_division=0)
+    accuracy = sklearn.metrics.recall_score(**shown, labels=classes, average=None)
+    np.testing.assert_allclose(scores.iou[classes].numpy(), iou, rtol=1e-12)
+    np.testing.assert_allclose(scores.accuracy[classes].numpy(), accuracy, rtol=1e-12)
+    assert scores.mean_iou.item() == pytest.approx(iou.mean(), rel=1e-12)
+    assert scores.pixel_accuracy.item() == pytest.approx(sklearn.metrics.accuracy_score(**shown), rel=1e-12)
 
 
 def test_void_changes_nothing(maps):

@@ -137,3 +137,41 @@ def test_layer_norm_is_over_channels():
     assert len(seen) == 4
     for x in seen:
         torch.testing.assert_close(x.mean(1), torch.zeros_like(x[:, 0]), atol=1e-5, rtol=0)
+
+
+def gradients(net, image):
+    net.zero_grad()
+    torch.manual_seed(0)  # of drop path
+    logits, auxiliary = net(image)
+    (logits.square().mean() + auxiliary.square().mean()).backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("backbone", ["dwnet_nano", "localswin_nano", "resnet10t"])
+def test_recomputed_blocks_give_the_same_gradients(backbone):
+    net = upernet(backbone, dropout=0.0, **SMALL).double()
+    image, calls = torch.randn(2, 3, 64, 48, dtype=torch.float64), []
+    expected = gradients(net, image)
+    kinds = ("Block", "BasicBlock", "DWNetBlock", "SwinBlock")
+    for module in net.backbone.modules():
+        if type(module).__name__ in kinds:
+            module.register_forward_pre_hook(lambda *_: calls.append(1))
+    once = len(gradients(net, image)) and len(calls)
+    assert once > 3
+    calls.clear()
+    net.set_grad_checkpointing()
+    found = gradients(net, image)
+    assert 2 * once >= len(calls) > 1.5 * once  # timm leaves out the last stage of a ResNet
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    net.set_grad_checkpointing(False)
+    calls.clear()
+    gradients(net, image)
+    assert len(calls) == once
+
+
+def test_tables_of_positions_do_not_decay():
+    net = upernet("localswin_nano", **SMALL)
+    tables = {name for name, _ in net.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert net.no_weight_decay() == tables != set()
+    assert upernet("resnet10t", **SMALL).no_weight_decay() == set()

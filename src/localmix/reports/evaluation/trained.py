@@ -134,7 +134,7 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         raise ValueError(f"checkpoint: {path} does not fit a net of localmix: {str(error)[:300]}") from error
     source = {
         "checkpoint": str(path),
-        "sha256": _digest(path),
+        "sha256": digest(path),
         "weights": weights,
         "epoch": content.get("epoch"),
         "step": content.get("global_step"),
@@ -192,7 +192,7 @@ def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Tr
         std=tuple(facts["std"]),
     )
     if checkpoint is not None:
-        source: dict[str, Any] = {"checkpoint": str(checkpoint), "sha256": _digest(Path(checkpoint))}
+        source: dict[str, Any] = {"checkpoint": str(checkpoint), "sha256": digest(Path(checkpoint))}
     else:
         source = {key: config[key] for key in ("source", "file", "tag", "hf_hub_id", "url") if config.get(key)}
     return Trained(net.eval(), config["architecture"], _labels(config.get("label_names")), view, source)
@@ -276,9 +276,10 @@ def _refuse(model: str | Path, kind: str, **options: Any) -> None:
         raise ValueError(f"{given[0]}: expected nothing, since {model} is {kind}; got {options[given[0]]!r}")
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    content = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            content.update(chunk)
+    return content.hexdigest()

@@ -76,14 +76,14 @@ class LogOptions:
 
 FREE = re.compile(
     r"(output|resume|weights|max_non_finite|save\..*|log\..*"
-    r"|data\.(root|folder|download|workers|max_corrupt|max_cache_gb|batch_size)"
+    r"|data\.(root|folder|download|workers|max_corrupt|max_cache_gb|batch_size|check)"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|accumulate_grad_batches|benchmark|deterministic)"
     r"|model\.(grad_checkpointing|compile|channels_last))"
 )
 """Settings that a run may go on with after a change: they do not say what is computed, or are checked elsewhere."""
 
 COUNTS = {
-    *("max_non_finite", "data.batch_size", "save.every", "save.keep"),
+    *("max_non_finite", "data.batch_size", "data.steps_per_epoch", "save.every", "save.keep"),
     *(f"trainer.{name}" for name in ("max_epochs", "devices", "num_nodes", "accumulate_grad_batches")),
     "trainer.check_val_every_n_epoch",
 }

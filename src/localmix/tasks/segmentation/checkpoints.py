@@ -1,24 +1,118 @@
 """Published checkpoints of mmsegmentation's UPerNet as weights of ours; nothing is left out silently.
 
 There, "backbone." holds the network, in one of the layouts of `localmix.models.layouts`, and the norm of each map as
-"norm0" to "norm3"; the heads have the names that ours have.
+"norm0" to "norm3"; the heads have the names that ours have. What is written here holds our names, and as metadata what
+the net is built of.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from localmix import __version__
 from localmix.models.convert import convert_state_dict, read_checkpoint
-from localmix.tasks.segmentation.upernet import UPerNet
+from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.segmentation.upernet import UPerNet, upernet
 
 BACKBONE = "backbone."
 NORM = re.compile(r"norm(\d+)\.(\w+)")
 WRAPPERS = ("state_dict", "model")
+TASK = "segmentation"
+SIZES = {
+    "num_classes": "decode_head.conv_seg.weight",
+    "channels": "decode_head.fpn_bottleneck.conv.weight",
+    "auxiliary_channels": "auxiliary_head.convs.0.conv.weight",
+}
+"""Arguments of `upernet`, and the weight whose first axis says how large they are."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion has done."""
+
+    backbone: str
+    num_classes: int
+    num_parameters: int
+    output: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output}: UPerNet on {self.backbone}, {self.num_parameters:,} parameters, {self.num_classes} "
+            "classes, from a checkpoint of mmsegmentation"
+        )
+
+
+def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) -> Report:
+    """Write the weights of a checkpoint of mmsegmentation's UPerNet as a safetensors file of `upernet(model)`.
+
+    Args:
+        checkpoint: of a backbone that `localmix.models.convert` knows. Nothing in it can run code.
+        model: name of the backbone. The sizes of the heads are those of the checkpoint.
+        output: ends in ".safetensors". The file is there wholly or not at all.
+        options: further arguments of the backbone, such as `window_size`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the file is damaged, foreign or wants to run code, or its weights are not those of the net.
+    """
+    if output.suffix != ".safetensors":
+        raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
+    weights = _unwrap(read_checkpoint(checkpoint))
+    absent = [key for key in SIZES.values() if not getattr(weights.get(key), "ndim", 0)]
+    if absent:
+        raise ValueError(
+            f"checkpoint: expected one of mmsegmentation's UPerNet, got one without {', '.join(absent)}; it has names "
+            f"such as {', '.join(map(repr, list(weights)[:5]))}"
+        )
+    options = {name: weights[key].shape[0] for name, key in SIZES.items()} | options
+    with torch.device("meta"):  # shapes are all that is needed
+        net = upernet(model, **options)
+    tensors = {key: value.contiguous() for key, value in convert_official(weights, net).items()}
+    metadata = {
+        "format": "pt",
+        "task": TASK,
+        "architecture": model,
+        "model_args": json.dumps(options),
+        "source": "mmsegmentation",
+        "localmix": __version__,
+    }
+    content = safetensors.torch.save(tensors, metadata=metadata)
+    write_atomically(output, lambda file: file.write(content))
+    num_parameters = sum(parameter.numel() for parameter in net.parameters())
+    return Report(model, options["num_classes"], num_parameters, output)
+
+
+def load_converted(path: Path) -> tuple[UPerNet, str]:
+    """The net of a file that `convert_file` has written, in evaluation mode, and the name of its backbone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file.
+    """
+    weights = read_checkpoint(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+    except Exception:  # no safetensors at all, though it can be read
+        facts = {}
+    if facts.get("task") != TASK:
+        raise ValueError(f"model: expected a file that `localmix convert --task {TASK}` has written, got {path}")
+    try:
+        net = upernet(facts["architecture"], **json.loads(facts["model_args"]))
+        net.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"model: {path} does not fit the net that it names: {str(error)[:300]}") from error
+    return net.eval(), facts["architecture"]
 
 
 def load_official(checkpoint: Path, net: UPerNet) -> None:
@@ -46,10 +140,8 @@ def convert_official(state_dict: Mapping[str, Any], net: UPerNet) -> dict[str, T
         if match:
             converted[f"feature_norms.{match[1]}.norm.{match[2]}"] = network[key]
     network = {key: value for key, value in network.items() if not norms[key]}
-    features = net.get_submodule("backbone.model") if hasattr(net.backbone, "model") else net.backbone
-    prefix = "backbone.model." if features is not net.backbone else BACKBONE
     try:
-        converted |= {prefix + key: value for key, value in convert_state_dict(network, features).items()}
+        converted |= {net.prefix + key: value for key, value in convert_state_dict(network, net.network).items()}
     except ValueError as error:
         problems.append(f"{BACKBONE}*: {str(error).removeprefix('checkpoint: ')}")
     converted |= {key: value for key, value in weights.items() if not key.startswith(BACKBONE)}

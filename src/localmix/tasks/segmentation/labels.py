@@ -13,7 +13,9 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from localmix.arguments import choice
 from localmix.tasks.images import CorruptImage
+from localmix.tasks.scenes import CLASSES as SCENES
 
 IGNORED = -1
 """Label of a pixel that counts nowhere."""
@@ -22,6 +24,17 @@ SHALLOW = {"L;2": 85, "L;4": 17}
 
 Colour: TypeAlias = tuple[int, int, int]
 
+OKABE_ITO: tuple[Colour, ...] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+)
+"""The palette of Okabe and Ito without its black, which is void."""
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -29,7 +42,7 @@ class Labelling:
 
     Args:
         classes: their names.
-        colours: RGB of each, to draw them with; by default hues that differ.
+        colours: RGB of each, to draw them with; by default some that differ.
         first: stored value of the first class; the others follow.
         void: stored values that are ignored.
 
@@ -46,7 +59,7 @@ class Labelling:
         if not self.classes:
             raise ValueError("classes: expected at least one name, got none")
         if not self.colours:
-            object.__setattr__(self, "colours", tuple(_hue(i) for i in range(len(self.classes))))
+            object.__setattr__(self, "colours", tuple(_colour(i) for i in range(len(self.classes))))
         if len(self.colours) != len(self.classes):
             raise ValueError(f"colours: expected one for each of {len(self.classes)} classes, got {len(self.colours)}")
         used = [value for value in self.void if 0 <= value - self.first < len(self.classes)]
@@ -80,6 +93,22 @@ class Labelling:
         labels[void] = IGNORED
         return labels
 
+    def stored(self, labels: np.ndarray) -> Image.Image:
+        """Classes from 0 and `IGNORED` as a label map: what `read_label_map` reads back, with the colours as palette.
+
+        More than 8 bits have no palette.
+        """
+        void = self.void[0] if self.void else 0
+        values = np.where(labels == IGNORED, void, labels + self.first)
+        if values.max(initial=0) > 255:
+            return Image.fromarray(values.astype(np.uint16))
+        image = Image.fromarray(values.astype(np.uint8))
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        last = min(256, self.first + self.num_classes)
+        palette[self.first : last] = self.colours[: last - self.first]
+        image.putpalette(palette.ravel().tolist())
+        return image
+
 
 def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
     """The classes of a label map, int32 [H, W]; what is void is `IGNORED`.
@@ -105,17 +134,10 @@ def read_label_map(path: Path | str, labelling: Labelling) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from None
 
 
-def draw(
-    labels: np.ndarray, labelling: Labelling, image: Image.Image | None = None, *, opacity: float = 0.6
-) -> Image.Image:
-    """A label map in its colours, void in black; over its image if one is given."""
-    table = np.array([*labelling.colours, (0, 0, 0)], dtype=np.uint8)  # IGNORED is the last
-    drawn = Image.fromarray(table[labels], "RGB")
-    return drawn if image is None else Image.blend(image.convert("RGB"), drawn, opacity)
-
-
-def _hue(index: int) -> Colour:
-    """Hues a golden section apart, in three lightnesses."""
+def _colour(index: int) -> Colour:
+    """Colours that colour-blind readers tell apart, as far as there are any; then hues a golden section apart."""
+    if index < len(OKABE_ITO):
+        return OKABE_ITO[index]
     red, green, blue = colorsys.hls_to_rgb(index * 0.6180339887 % 1, (0.5, 0.35, 0.65)[index % 3], 0.8)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -134,6 +156,19 @@ CAMVID = Labelling(
         "pedestrian",
         "bicyclist",
     ),
+    colours=(
+        (86, 180, 233),
+        (213, 94, 0),
+        (240, 228, 66),
+        (128, 128, 128),
+        (204, 121, 167),
+        (0, 158, 115),
+        (255, 255, 255),
+        (128, 80, 20),
+        (0, 90, 170),
+        (230, 159, 0),
+        (90, 40, 140),
+    ),
     void=(11, 255),
 )
 """CamVid with 11 classes."""
@@ -150,3 +185,36 @@ def ade20k() -> Labelling:
         first=1,
         void=(0,),
     )
+
+
+NAMED = {"camvid": lambda: CAMVID, "ade20k": ade20k, "scenes": lambda: Labelling(SCENES)}
+"""Labellings of known data sets."""
+CLASSES = "classes.txt"
+"""Beside the folders of a data set of one's own: a line for each class, in the order of the stored values."""
+
+
+def find_labelling(name: str | None, root: Path, *, first: int = 0, void: tuple[int, ...] = (255,)) -> Labelling:
+    """The classes of a data set: of a known one, or those that `classes.txt` in its folder names.
+
+    Args:
+        name: one of `NAMED`; None for the file.
+        root: folder of the data set.
+        first: stored value of the first class, if a file names the classes.
+        void: stored values that count nowhere, likewise.
+
+    Raises:
+        ValueError: the name is not known, there is no such file, or it is empty or names a class twice.
+    """
+    if name is not None:
+        return NAMED[choice("classes", name, tuple(NAMED))]()
+    path = root / CLASSES
+    if not path.is_file():
+        raise ValueError(
+            f"data: expected {path}, a line for each class in the order of the labels, or a data set that is known by "
+            f"name ({', '.join(NAMED)}), found none"
+        )
+    classes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"data: expected each class once in {path}, got {', '.join(twice[:10])} more than once")
+    return Labelling(tuple(classes), first=first, void=void)

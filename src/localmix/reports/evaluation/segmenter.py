@@ -1,0 +1,95 @@
+"""A trained segmenter with all that is known about it: of a run, or of a converted checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localmix.arguments import choice
+from localmix.reports.evaluation.trained import PREFIXES, digest
+from localmix.tasks.engine.checkpoint import load_checkpoint
+from localmix.tasks.engine.run_folder import CHECKPOINT
+from localmix.tasks.segmentation.checkpoints import load_converted
+from localmix.tasks.segmentation.labels import Labelling, ade20k
+from localmix.tasks.segmentation.task import Segmentation, labelling_of
+from localmix.tasks.segmentation.upernet import UPerNet
+from localmix.tasks.segmentation.views import MEAN, STD
+
+PAPER_SIDE = 512
+"""Shorter side of the images that the published segmenters were made for [pixels]."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A net in evaluation mode, on the CPU.
+
+    Args:
+        backbone: its name.
+        labelling: its classes.
+        short_side: of the images that it was validated on [pixels]; None: their own.
+        mean, std: of each channel, values in 0..1.
+        source: where the weights come from, in plain values.
+        data: what the run was trained on; None where nothing says.
+    """
+
+    net: UPerNet
+    backbone: str
+    labelling: Labelling
+    short_side: int | None
+    mean: list[float]
+    std: list[float]
+    source: dict[str, Any]
+    data: str | None = None
+
+    def changed(self, *, short_side: int | None = None) -> Segmenter:
+        """The same with another size of the images, if one is given; 0: their own."""
+        return self if short_side is None else replace(self, short_side=short_side or None)
+
+
+def load_segmenter(model: Path | str, weights: str | None = None) -> Segmenter:
+    """Build the net of a checkpoint, of the folder of a run, or of a file that `localmix convert` has written.
+
+    Args:
+        weights: "ema" or "raw"; by default the moving average where there is one. For runs.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged or foreign; says why.
+    """
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        if weights is not None:
+            raise ValueError(f"weights: expected nothing, since {path} is a converted file; got {weights!r}")
+        net, backbone = load_converted(path)
+        labelling = ade20k()
+        if net.num_classes != labelling.num_classes:
+            raise ValueError(
+                f"model: expected the {labelling.num_classes} classes of ADE20K in a converted file, since it holds no "
+                f"names, got {net.num_classes} outputs"
+            )
+        return Segmenter(net, backbone, labelling, PAPER_SIDE, MEAN, STD, _source(path))
+    path = path / CHECKPOINT if path.is_dir() else path
+    content = load_checkpoint(path)
+    if content.get("task") != Segmentation.kind:
+        raise ValueError(f"model: expected a segmenter in {path}, got {content.get('task', 'classification')}")
+    state, facts = content["state_dict"], content["hyper_parameters"]
+    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
+    kind = held[0] if weights is None else choice("weights", weights, tuple(held))
+    try:
+        arguments: dict[str, Any] = {**facts, "ema_decay": None}
+        net: Any = Segmentation(**arguments).net
+        net.load_state_dict(
+            {k.removeprefix(PREFIXES[kind]): v for k, v in state.items() if k.startswith(PREFIXES[kind])}
+        )
+        labelling = labelling_of(facts)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"checkpoint: {path} does not fit a segmenter: {str(error)[:300]}") from error
+    source = {"weights": kind, "epoch": content.get("epoch"), "step": content.get("global_step")}
+    data = content.get("run", {}).get("settings", {}).get("data.root")
+    view = (facts["short_side"], facts["mean"], facts["std"])
+    return Segmenter(net.eval(), facts["model"], labelling, *view, {**_source(path), **source}, data)
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"checkpoint": str(path), "sha256": digest(path)}

@@ -1,0 +1,32 @@
+"""Which task a trained network is for; its commands are in the module of that name beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from localmix.tasks.engine.checkpoint import load_checkpoint
+from localmix.tasks.engine.run_folder import CHECKPOINT
+
+DEFAULT = "classification"
+
+
+def task_of(model: str | Path) -> str:
+    """The task of a checkpoint, of the folder of a run, or of a converted file; else classification.
+
+    Raises:
+        ValueError: the checkpoint is truncated or foreign.
+    """
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = path / CHECKPOINT
+    if path.suffix == ".ckpt" and path.is_file():
+        return load_checkpoint(path).get("task", DEFAULT)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}).get("task", DEFAULT)
+        except SafetensorError as error:
+            raise ValueError(f"model: {path} is truncated, damaged or not a safetensors file ({error})") from error
+    return DEFAULT

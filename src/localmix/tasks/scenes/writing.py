@@ -1,0 +1,254 @@
+"""Scenes as a data set in a folder, which has its name only once it is whole."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from localmix.arguments import pair, positive
+from localmix.tasks.classification.folders import Announce, Track
+from localmix.tasks.classification.parallel import cpu_cores
+from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.claim import claim
+from localmix.tasks.images import CorruptImage, read_image
+from localmix.tasks.scenes import CLASSES, SPLITS
+from localmix.tasks.scenes.composing import EncodedScene, compose, encode, objects
+from localmix.tasks.scenes.description import readme
+from localmix.tasks.scenes.sheet import contact_sheet
+
+SETTINGS = "scenes.json"
+"""Name of the file that says how a set was made, and makes the folder one that this command knows."""
+FORMAT = 1
+"""To be raised when the same settings make other scenes."""
+LEAST_SIDE = 32
+ROUND = 512
+"""Scenes that are under way at a time."""
+
+
+def write_scenes(
+    output: Path,
+    *,
+    num_train: int = 4000,
+    num_val: int = 500,
+    size: tuple[int, int] = (192, 256),
+    max_objects: int = 12,
+    seed: int = 0,
+    workers: int | None = None,
+    announce: Announce = print,
+    track: Track = lambda iterable, what, count: iterable,
+) -> dict[str, Any]:
+    """Compose scenes and write them with instance masks and label maps; `docs/scenes.md` shows the folder.
+
+    All is written to a folder beside it, which is renamed at the end: `output` is there wholly or not at all.
+    Interrupted, the same call goes on; called again at the end, it only says what is there.
+
+    Args:
+        output: the folder to make.
+        num_train: scenes of garments from the embedded training images.
+        num_val: scenes of garments from the embedded test images.
+        size: height and width [pixels].
+        max_objects: most garments in a scene, at most 200.
+        seed: of the set; another one makes other scenes.
+        workers: processes (one per core); the files do not depend on it.
+        announce: receives notices.
+        track: shows progress.
+
+    Returns:
+        The settings, and the number of scenes and of garments of each class by their split.
+
+    Raises:
+        ValueError: an argument is wrong, `output` holds something else, or was made or begun with other settings.
+    """
+    if not 1 <= positive("max_objects", max_objects) <= 200:
+        raise ValueError(f"max_objects: expected 1 to 200, got {max_objects}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an int of at least 0, got {seed!r}")
+    settings = {
+        "format": FORMAT,
+        "num_train": positive("num_train", num_train),
+        "num_val": positive("num_val", num_val),
+        "size": [*pair("size", size, minimum=LEAST_SIDE)],
+        "max_objects": max_objects,
+        "seed": seed,
+    }
+    workers = cpu_cores() if workers is None else positive("workers", workers)
+    output = Path(os.path.abspath(output))
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    if not _whole(output, settings):
+        if unfinished.exists():
+            _refuse_other(unfinished, _settings(unfinished), settings, "begun")
+        with claim(unfinished):
+            if not (unfinished / SETTINGS).exists():
+                _write_json(unfinished / SETTINGS, {"settings": settings})
+            content = _write(unfinished, settings, workers, track)
+            # on the disk before it has its name
+            if hasattr(os, "sync"):
+                os.sync()
+            if output.exists():
+                output.rmdir()  # empty
+            unfinished.replace(output)
+            (output / ".claim").unlink(missing_ok=True)
+    content = json.loads((output / SETTINGS).read_text())
+    for split in SPLITS:
+        counts = content["objects"][split]
+        announce(f"{output}: {split}: {content['scenes'][split]:,} scenes with {sum(counts.values()):,} garments")
+    return content
+
+
+def _whole(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether the set is there; False if nothing is."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    _refuse_other(output, _settings(output), settings, "made")
+    for split in SPLITS:
+        for folder in (output / "images" / split, output / "annotations" / split):
+            there = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+            if there != settings[f"num_{split}"]:
+                raise ValueError(
+                    f"output: {folder} had {settings[f'num_{split}']} files when it was made, and has {there}; "
+                    f"remove {output} to write it anew"
+                )
+    return True
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """Those of a set; None if the folder is something else."""
+    try:
+        content = json.loads((folder / SETTINGS).read_bytes())
+        return content["settings"] if isinstance(content["settings"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _refuse_other(folder: Path, there: dict[str, Any] | None, settings: dict[str, Any], how: str) -> None:
+    if there is None:
+        # a run that was ended in its first moment leaves no more than its claim
+        if how == "begun" and folder.is_dir() and {path.name for path in folder.iterdir()} <= {".claim"}:
+            return
+        raise ValueError(f"output: {folder} holds something else than scenes; name a folder that is empty or not there")
+    differing = [
+        f"{name} = {json.dumps(there.get(name))} and not {json.dumps(value)}"
+        for name, value in settings.items()
+        if there.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"output: {folder} was {how} with {', '.join(differing)}; name another folder or remove it")
+
+
+def _write(folder: Path, settings: dict[str, Any], workers: int, track: Track) -> dict[str, Any]:
+    """All files of the set; gives the content of its settings' file."""
+    content: dict[str, Any] = {"settings": settings, "scenes": {}, "objects": {}}
+    options = {"size": tuple(settings["size"]), "max_objects": settings["max_objects"], "seed": settings["seed"]}
+    with _pool(workers) as pool:
+        for split in SPLITS:
+            number = settings[f"num_{split}"]
+            annotations: list[dict[str, Any]] = []
+            for index, items in enumerate(track(_scenes(pool, folder, split, number, options), split, number)):
+                annotations.extend(
+                    [{"id": len(annotations) + k, "image_id": index, **o} for k, o in enumerate(items, 1)]
+                )
+            counts = Counter(item["category_id"] for item in annotations)
+            content["scenes"][split] = number
+            content["objects"][split] = {name: counts[label] for label, name in enumerate(CLASSES) if label}
+            _write_json(
+                folder / "annotations" / f"instances_{split}.json", _coco(annotations, number, settings["size"])
+            )
+    text, sheet = readme(content), contact_sheet(folder, "val", min(6, settings["num_val"]))
+    write_atomically(folder / "README.md", lambda file: file.write(text.encode()))
+    write_atomically(folder / "scenes.png", lambda file: sheet.save(file, "PNG"))
+    _write_json(folder / SETTINGS, content, indent=2)
+    return content
+
+
+def _scenes(
+    pool: ProcessPoolExecutor | None, folder: Path, split: str, number: int, options: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """Write the scenes of a split that are missing; gives the annotations of each, in order."""
+    for kind in ("images", "annotations"):
+        (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    work = partial(_scene, folder, split, options)
+    for start in range(0, number, ROUND):
+        indices = range(start, min(start + ROUND, number))
+        yield from pool.map(work, indices, chunksize=8) if pool else map(work, indices)
+
+
+def _scene(folder: Path, split: str, options: dict[str, Any], index: int) -> list[dict[str, Any]]:
+    image = folder / "images" / split / f"{index:06}.jpg"
+    labels = folder / "annotations" / split / f"{index:06}.png"
+    if labels.exists() and _decodes(image) and _decodes(labels):
+        return objects(split, index, **options)
+    files: EncodedScene = encode(compose(split, index, **options))
+    # the label map last: where it is, the image is
+    for path, data in ((image, files.image), (labels, files.labels)):
+        partly = path.with_name(f".{path.name}")
+        partly.write_bytes(data)
+        partly.replace(path)
+    return files.objects
+
+
+def _decodes(path: Path) -> bool:
+    """Whether a file is whole; after a power failure it may be there and empty."""
+    try:
+        read_image(path, 3)
+    except CorruptImage:
+        return False
+    return True
+
+
+def _coco(annotations: list[dict[str, Any]], number: int, size: list[int]) -> dict[str, Any]:
+    height, width = size
+    return {
+        "info": {"description": "Scenes of garments of Fashion-MNIST, composed by localmix"},
+        "licenses": [],
+        "images": [
+            {"id": index, "file_name": f"{index:06}.jpg", "height": height, "width": width} for index in range(number)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": label, "name": name, "supercategory": "garment"} for label, name in enumerate(CLASSES) if label
+        ],
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
+    text = json.dumps(content, indent=indent, allow_nan=False)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+class _InThisProcess:
+    """In the place of a pool."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _pool(workers: int) -> Any:
+    if workers == 1:
+        return _InThisProcess()
+    context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    """A process of the pool ends with the one that began it, however that ends, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -33,6 +33,7 @@ def few(content, number=8):
 
 
 def run(root, output):
+    """Choose the images, copy them into `output`, and train there."""
     file, folder = split_of(root, "val")
     content = few(json.loads(file.read_text()))
     target = output / "images"

@@ -126,7 +126,10 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("of segmenters and detectors, which draw what they found").add_argument
     add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
     add(
-        "--tta", choices=("none", "flip"), default="none", help="of segmenters: also show the mirror image (%(default)s)"
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="of segmenters: also show the mirror image (%(default)s)",
     )
     add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
@@ -172,8 +175,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "--task",
         choices=("classification", "detection", "segmentation"),
         default="classification",
-        help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is then "
-        "the backbone (%(default)s)",
+        help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is "
+        "then the backbone (%(default)s)",
     )
 
 

@@ -79,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BATCH",
         help="measure images per second: 50 passes to warm up, 30 timed, of 64 images or so many",
     )
-    add("--output", type=Path, metavar="DIR", help="for results.json, per_class.csv and what else there is, such as pictures")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for results.json, per_class.csv and what else there is, such as pictures",
+    )
     segmentation.add_views(parser)
 
 

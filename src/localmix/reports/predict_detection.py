@@ -25,7 +25,8 @@ def predict(
 ) -> int:
     """Draw boxes, masks, names and scores on each image, and print what was found.
 
-    An image `a.jpg` makes `a.png`, the picture, and `a.json`, a list of class, score and box (x0, y0, x1, y1) [pixels].
+    An image `a.jpg` makes `a.png`, the picture, and `a.json`, in which "objects" have a class, a score and a box (x0, y0, x1,
+    y1) [pixels].
 
     Args:
         model, weights: see `localmix.reports.evaluation.detector.load_detector`.
@@ -66,7 +67,7 @@ def predict(
             if score >= min_score
         ]
         write_atomically(output / f"{name}.png", lambda file, picture=picture: picture.save(file, "PNG"))
-        write_json(output / f"{name}.json", rows)
+        write_json(output / f"{name}.json", {"objects": rows})
         print(f"{path} -> {output / name}.png")
         width = max((len(row["class"]) for row in rows), default=0)
         for row in rows:

@@ -74,7 +74,9 @@ def test_two_processes_train_as_one_does(fit_segmenter, small_scenes, tmp_path):
     }
     assert fit_segmenter(tmp_path / "one", **settings) == 0
     alone = load_checkpoint(tmp_path / "one" / "checkpoint.ckpt")["run"]["settings"]
-    words = [f"--{name}={alone[name]}" for name in alone if name not in ("output", "data.batch_size", "trainer.devices")]
+    words = [
+        f"--{name}={alone[name]}" for name in alone if name not in ("output", "data.batch_size", "trainer.devices")
+    ]
     words = [word.replace("=None", "=null") for word in words if "model_kwargs" not in word]
     command = [*words, "--model.model_kwargs={depths: [1, 1, 1, 1]}", "--data.batch_size=2", "--trainer.devices=2"]
     program = [sys.executable, "-m", "localmix", "fit", f"--output={tmp_path / 'two'}"]

@@ -88,7 +88,7 @@ def test_a_folder_is_found_and_described(rectangles):
 def test_what_is_wrong_in_both_splits_is_said_at_once(tmp_path, rectangles):
     with pytest.raises(ValueError, match=r"data.root: expected a folder .* does not exist"):
         split_of(tmp_path / "none", "train")
-    with pytest.raises(ValueError, match=r"instances_train\*\.json, got none\ndata.root: .*instances_val\*\.json"):
+    with pytest.raises(ValueError, match=r"instances_train\*\.json, .*got none\ndata.root: .*instances_val\*\.json"):
         load_coco(tmp_path, VIEWS, 2)
-    with pytest.raises(ValueError, match="expected the images of instances_val.json in"):
+    with pytest.raises(ValueError, match=r"expected the images of instances_val\.json in"):
         split_of(rectangles, "val", "elsewhere")

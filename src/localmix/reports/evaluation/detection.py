@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from localmix.arguments import choice

@@ -70,7 +70,8 @@ def load_detector(model: Path | str, weights: str | None = None) -> Detector:
     kind = held[0] if weights is None else choice("weights", weights, tuple(held))
     prefix = PREFIXES[kind]
     try:
-        task = Detection(**{**facts, "ema_decay": None})
+        arguments: dict[str, Any] = {**facts, "ema_decay": None}
+        task = Detection(**arguments)
         net: Any = task.net
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -121,7 +121,7 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
     name = detector_of(weights)
     num_classes = len(weights[MARKS[name]]) - 1
     lateral = weights.get("neck.lateral_convs.0.conv.bias")
-    facts = {"num_classes": num_classes, "channels": 256 if lateral is None else len(lateral)}
+    facts: dict[str, Any] = {"num_classes": num_classes, "channels": 256 if lateral is None else len(lateral)}
     facts |= {"backbone_kwargs": options} if options else {}
     with torch.device("meta"):  # shapes are all that is needed
         net = detector(name, model, **facts)

@@ -103,7 +103,8 @@ def split_of(root: Path, name: str, images: str | None = None) -> tuple[Path, Pa
         files = [file for file in sorted((root / "annotations").glob("*.json")) if pattern.fullmatch(file.name)]
         if len(files) != 1:
             got = ", ".join(file.name for file in files) or "none"
-            raise ValueError(f"data.root: expected one {root / 'annotations' / f'instances_{name}*.json'}, * a year or nothing, got {got}")
+            expected = root / "annotations" / f"instances_{name}*.json"
+            raise ValueError(f"data.root: expected one {expected}, * a year or nothing, got {got}")
         file, split = files[0], files[0].stem.removeprefix("instances_")
     places = [root / images] if images else [root / split, root / "images" / split, root / "images"]
     folder = next((place for place in places if place.is_dir()), None)

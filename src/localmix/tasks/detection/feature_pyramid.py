@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from localmix.arguments import choice
 from localmix.models import DWNetBlock, Hierarchy, create_model
 
 
@@ -52,7 +51,8 @@ class FeaturePyramid(nn.Module):
         backbone_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        choice("num_maps", num_maps, (3, 4))
+        if num_maps not in (3, 4):
+            raise ValueError(f"num_maps: expected 3 or 4, got {num_maps!r}")
         options = {"in_chans": in_chans, **(backbone_kwargs or {})}
         try:
             self.body: Any = create_model(

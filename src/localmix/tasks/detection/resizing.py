@@ -45,13 +45,14 @@ class Resizing(GeneralizedRCNNTransform):
     ) -> None:
         sizes: Any = min_size
         super().__init__(sizes, max_size, list(mean), list(std))
+        self.sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.in_training = in_training
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training and not self.in_training:
             return image, target
         before = image.shape[-2], image.shape[-1]
-        shorter = self.torch_choice(list(self.min_size)) if self.training else self.min_size[-1]
+        shorter = self.torch_choice(list(self.sizes)) if self.training else self.sizes[-1]
         size = fitted(*before, shorter, self.max_size)
         if size != before:
             image = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]

@@ -66,7 +66,8 @@ class DetectionViews:
         if cropped and self.crop_from:
             between = fitted(image.height, image.width, int(random.choice(self.crop_from)), self.max_size)
             sides = [
-                int(random.integers(*(min(side, limit) for limit in self.crop_size), endpoint=True)) for side in between
+                int(random.integers(min(side, self.crop_size[0]), min(side, self.crop_size[1]), endpoint=True))
+                for side in between
             ]
             top, left = (
                 int(random.integers(whole - side, endpoint=True)) for whole, side in zip(between, sides, strict=True)

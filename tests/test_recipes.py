@@ -10,7 +10,8 @@ from localmix.models import NAMES
 from localmix.reports.training.options import parse
 
 ROOT = Path(__file__).parents[1]
-RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.name != "recipe.yaml"]
+WHOLE = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if not path.name.startswith("recipe")]
+RECIPES = [path for path in WHOLE if path.parent.name in ("imagenet", "imagenette", "cifar10")]
 PAPER = [path for path in RECIPES if path.parent.name == "imagenet" and not path.stem.startswith("finetune")]
 SKELETONS = ("dwnet", "dynamic_dwnet", "i_dynamic_dwnet", "localswin")
 DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5}

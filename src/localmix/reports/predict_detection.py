@@ -25,8 +25,8 @@ def predict(
 ) -> int:
     """Draw boxes, masks, names and scores on each image, and print what was found.
 
-    An image `a.jpg` makes `a.png`, the picture, and `a.json`, in which "objects" have a class, a score and a box (x0, y0, x1,
-    y1) [pixels].
+    An image `a.jpg` makes `a.png`, the picture, and `a.json`, in which "objects" have a class, a score and a box (x0,
+    y0, x1, y1) [pixels].
 
     Args:
         model, weights: see `localmix.reports.evaluation.detector.load_detector`.

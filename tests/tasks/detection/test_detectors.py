@@ -3,6 +3,7 @@ import torch
 import torchvision
 from timm.optim import param_groups_weight_decay
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 
 from localmix.tasks.detection.detectors import DETECTORS, detector
 
@@ -137,6 +138,34 @@ def test_recomputation_gives_the_same_gradients(net, backbone):
         gradients.append([p.grad.clone() for p in net.parameters()])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn", "mask_rcnn"])
+def test_losses_do_not_depend_on_what_a_batch_is_padded_to(net, name):
+    """With the same maps in the image and nothing beyond it; nothing is drawn at random, since all regions count."""
+    net = net(name)
+    _, target = scene(64, 64, (8, 15, 45, 52), (30, 40, 60, 62))
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    net.rpn.fg_bg_sampler.batch_size_per_image = 10_000
+    inside = [torch.randn(1, 16, 64 // stride, 64 // stride) for stride in net.backbone.strides]
+    proposals = target["boxes"].repeat(20, 1) + 2 * torch.randn(40, 4)
+    losses = []
+    for padded in (64, 160):
+        maps = [
+            nn.functional.pad(m, (0, padded // s - 64 // s) * 2)
+            for m, s in zip(inside, net.backbone.strides, strict=True)
+        ]
+        images = ImageList(torch.zeros(1, 3, padded, padded), [(64, 64)])
+        _, found = net.rpn(images, dict(enumerate(maps)), [target])
+        if name == "cascade_mask_rcnn":
+            net.roi_heads.sampler.batch_size_per_image = 10_000
+            found |= net.roi_heads.losses(maps[:-1], [proposals], [(64, 64)], [target])
+        losses.append(found)
+    assert len(losses[0]) == (11 if name == "cascade_mask_rcnn" else 2)
+    for part, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][part], loss, rtol=1e-5, atol=1e-6, msg=part)
 
 
 def test_wrong_arguments_are_refused(net):

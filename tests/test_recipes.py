@@ -11,6 +11,9 @@ from localmix.reports.training.options import parse
 
 ROOT = Path(__file__).parents[1]
 WHOLE = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if not path.name.startswith("recipe")]
+SEGMENTERS = [
+    path for path in WHOLE if path.parent.name in ("ade20k", "camvid") or path.stem.startswith("segmentation_")
+]
 RECIPES = [path for path in WHOLE if path.parent.name in ("imagenet", "imagenette", "cifar10")]
 PAPER = [path for path in RECIPES if path.parent.name == "imagenet" and not path.stem.startswith("finetune")]
 SKELETONS = ("dwnet", "dynamic_dwnet", "i_dynamic_dwnet", "localswin")
@@ -58,6 +61,46 @@ def test_numbers_of_the_paper(path):
     assert (data.auto_augment, data.color_jitter, data.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.4, 0.25)
     assert (data.img_size, data.interpolation, round(data.img_size / data.crop_pct)) == (224, "bicubic", 256)
     assert trainer.precision == "bf16-mixed"
+
+
+def test_every_row_has_a_segmenter():
+    """Those of the paper's table, and of CamVid a nano net of each mixer and five nets for a GPU."""
+    stems = {
+        folder: {path.stem for path in SEGMENTERS if path.parent.name == folder} for folder in ("ade20k", "camvid")
+    }
+    assert stems["ade20k"] == {f"{stem}_{size}" for stem in SKELETONS for size in ("tiny", "base")}
+    nano = {f"{stem}_nano" for stem in (*SKELETONS, "localmlp", "localnat")}
+    assert stems["camvid"] == nano | {f"{stem}_tiny" for stem in (*SKELETONS, "localmlp")}
+
+
+@pytest.mark.parametrize("path", SEGMENTERS, ids=name)
+def test_header_and_settings_of_segmenters(path):
+    header = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    for entry in ("Source: ", "Command: ", "Hardware: ", "mIoU: "):
+        assert sum(line.startswith(entry) for line in header) == 1, entry
+    words = next(line for line in header if line.startswith("Command: localmix fit")).split()[1:]
+    assert name(path) in words
+    settings, _ = parse([str(ROOT / word) if word == name(path) else word for word in words[2:]])
+    assert settings.task == "segmentation"
+    assert settings.model.name == path.stem.removeprefix("segmentation_")
+    assert settings.data.classes == {"ade20k": "ade20k", "camvid": "camvid", "scenes": "scenes"}[path.parent.name]
+    published = {"44.5", "45.5", "45.7", "48.0", "48.1", "48.3"}
+    if path.parent.name == "ade20k":
+        (line,) = (line for line in header if line.startswith("mIoU: "))
+        said = set(re.findall(r"\d+\.\d", line))
+        assert said <= published
+        assert bool(said) == (not path.stem.startswith("i_dynamic")), line
+        numbers_of_the_paper(settings)
+
+
+def numbers_of_the_paper(settings):
+    model, data, trainer = settings.model, settings.data, settings.trainer
+    assert (model.lr, model.weight_decay, model.warmup_steps, model.power) == (6e-5, 0.01, 1500, 1.0)
+    assert (model.channels, model.auxiliary_channels, model.auxiliary_weight, model.dropout) == (512, 256, 0.4, 0.1)
+    assert model.drop_path_rate == 0.3
+    assert trainer.max_epochs * data.steps_per_epoch == 160_000
+    assert trainer.devices * data.batch_size * trainer.accumulate_grad_batches == 16
+    assert (data.size, data.short_side, data.scale, data.largest_share) == (512, 512, [0.5, 2.0], 0.75)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/cluster/*")), ids=name)

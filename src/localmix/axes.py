@@ -42,6 +42,7 @@ class Dynamics(Enum):
 
     STATIC = "a parameter"
     HOMOGENEOUS = "a two-layer map of the globally pooled feature"
+    MIXTURE = "a mixture of parameters that the globally pooled feature chooses"
     INHOMOGENEOUS = "a two-layer map of the feature at the position"
     DOT_PRODUCT = "softmax of dot products of the position with its neighborhood"
 

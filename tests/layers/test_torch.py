@@ -10,6 +10,7 @@ from localmix.layers import (
     DepthwiseConv,
     HomogeneousDynamicConv,
     InhomogeneousDynamicConv,
+    LocalMixer,
     LocalMLP,
     NeighborhoodAttention,
     WindowAttention,
@@ -23,6 +24,18 @@ LAYERS = {
     "window, padded": lambda: WindowAttention(8, num_heads=2, window_size=4, shift=(1, 2), border="pad"),
     "neighborhood": lambda: NeighborhoodAttention(8, num_heads=2, kernel_size=3, dilation=(2, 1)),
     "local MLP": lambda: LocalMLP(8, num_groups=2, window_size=4, shift=(1, 2)),
+    **{
+        name: lambda name=name: LocalMixer.from_name(name, dim=8)
+        for name in (
+            "sliding3x4/shared-positions/groups2/mixture3/softmax",
+            "sliding3/unshared-positions/groups2/inhomogeneous/softmax",
+            "sliding3/shared-windows4/groups2/static",
+            "sliding3/shared-windows4/groups2/homogeneous",
+            "window4-shift1x2/shared-positions/groups2/static",
+            "window4-shift1x2/shared-windows/groups2/mixture3",
+            "window4-shift1x2/unshared-positions/groups2/inhomogeneous",
+        )
+    },
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 

@@ -71,7 +71,8 @@ def test_cost_leaves_the_network_as_it_is():
 
 def test_networks_of_one_size_differ():
     for size in ("nano", "tiny"):
-        counts = {name: cost(on_meta(name), 64) for name in NAMES if name.endswith(size)}
+        named = [name for name in NAMES if name.endswith(size) and not name.startswith("localmixer")]
+        counts = {name: cost(on_meta(name), 64) for name in named}
         assert len({(c.parameters, c.macs) for c in counts.values()}) == len(counts) == 6
 
 

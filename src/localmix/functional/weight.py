@@ -18,8 +18,13 @@ def static(weight: Tensor) -> Tensor:
 
 def static_in_window(weight: Tensor, height: int, width: int, window_size: Size, *, shift: Size = 0) -> Tensor:
     """One matrix per group that all windows share: [G, N, N] (output slot, input slot) to [1, H, W, G, N]."""
+    return shared_by_windows(weight[None], height, width, window_size, shift=shift)
+
+
+def shared_by_windows(weight: Tensor, height: int, width: int, window_size: Size, *, shift: Size = 0) -> Tensor:
+    """Weights by the slot of the output in its window: [B|1, G, N, K] to [B|1, H, W, G, K]."""
     slot = window_slot(height, width, window_size, shift=shift, device=weight.device)
-    return weight[:, slot].permute(1, 2, 0, 3)[None]
+    return weight[:, :, slot].permute(0, 2, 3, 1, 4)
 
 
 def homogeneous(weight: Tensor) -> Tensor:
@@ -98,6 +103,12 @@ def relative_position_bias(table: Tensor, window_size: Size) -> Tensor:
     arguments.sizes(
         "table", table, ((None,), *((s,) for s in shape)), f"[heads, 2 wh - 1, 2 ww - 1] = [heads, *{shape}]"
     )
+    return by_offset(table, (height, width))
+
+
+def by_offset(table: Tensor, window_size: tuple[int, int]) -> Tensor:
+    """From a table by offset, key minus query, to a matrix over slots: [..., 2 wh - 1, 2 ww - 1] to [..., N, N]."""
+    height, width = window_size
     rows = torch.arange(height, device=table.device).repeat_interleave(width)
     columns = torch.arange(width, device=table.device).repeat(height)
-    return table[:, rows - rows[:, None] + height - 1, columns - columns[:, None] + width - 1]
+    return table[..., rows - rows[:, None] + height - 1, columns - columns[:, None] + width - 1]

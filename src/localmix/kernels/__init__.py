@@ -191,7 +191,7 @@ def window_attention(
     slots = window_size[0] * window_size[1]
     arguments.attention_bias(bias, query, (slots, slots), "[heads, N, N]")
     run = _implementation("window_attention", impl, query)
-    if _is_exported_with_open_size(query):
+    if is_exported_with_open_size(query):
         return torch.ops.localmix.window_attention(query, key, value, bias, scale, impl, window_size, shift)
     return run(query, key, value, window_size=window_size, shift=shift, bias=bias, scale=scale)
 
@@ -214,7 +214,7 @@ def neighborhood_attention(
     distances = (2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
     arguments.attention_bias(bias, query, distances, "[heads, 2 kh - 1, 2 kw - 1]")
     run = _implementation("neighborhood_attention", impl, query)
-    if _is_exported_with_open_size(query):
+    if is_exported_with_open_size(query):
         return torch.ops.localmix.neighborhood_attention(query, key, value, bias, scale, impl, kernel_size, dilation)
     return run(query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale)
 
@@ -232,7 +232,7 @@ def local_mlp(
     x, weight, bias = arguments.autocast(x, weight, bias)
     window_size, shift = arguments.local_mlp(x, weight, bias, window_size, shift)
     run = _implementation("local_mlp", impl, x)
-    if _is_exported_with_open_size(x):
+    if is_exported_with_open_size(x):
         return torch.ops.localmix.local_mlp(x, weight, bias, impl, window_size, shift)
     return run(x, weight, bias, window_size=window_size, shift=shift)
 
@@ -252,7 +252,8 @@ _NODES = {
 }
 
 
-def _is_exported_with_open_size(x: Tensor) -> bool:
+def is_exported_with_open_size(x: Tensor) -> bool:
+    """Whether `torch.export` is at work and leaves batch, height or width of x open; false for ONNX."""
     if not torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
     return not all(isinstance(size, int) for size in x.shape[:3])

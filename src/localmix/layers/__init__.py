@@ -2,15 +2,18 @@
 
 A mixer is a connectivity (`Sliding`, `Window`) plus a source of weights (`StaticKernel`, `HomogeneousKernel`,
 `InhomogeneousKernel`, `StaticWindow`, `DotProduct`). `Mixer` computes any such pair by the definition; the six named
-layers are six pairs with a fast operator of their own.
+layers are six pairs with a fast operator of their own, and `LocalMixer` is any of them by its name.
 """
 
 from localmix.layers.attention import NeighborhoodAttention, WindowAttention
 from localmix.layers.connectivity import Sliding, Window
 from localmix.layers.convolution import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv
+from localmix.layers.local_mixer import LocalMixer
 from localmix.layers.local_mlp import LocalMLP
 from localmix.layers.mixer import Mixer
+from localmix.layers.shared_source import Mixture
 from localmix.layers.source import DotProduct, HomogeneousKernel, InhomogeneousKernel, StaticKernel, StaticWindow
+from localmix.layers.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "DepthwiseConv",
@@ -20,9 +23,12 @@ __all__ = [
     "InhomogeneousDynamicConv",
     "InhomogeneousKernel",
     "LocalMLP",
+    "LocalMixer",
     "Mixer",
+    "Mixture",
     "NeighborhoodAttention",
     "Sliding",
+    "SqueezeExcitation",
     "StaticKernel",
     "StaticWindow",
     "Window",

@@ -55,7 +55,7 @@ class WindowAttention(Mixer):
             qkv_bias=qkv_bias,
             relative_position_bias=relative_position_bias,
         )
-        super().__init__(dim, connectivity, source, _projection(dim))
+        super().__init__(dim, connectivity, source, output_projection(dim))
         self.impl = impl
 
     def mix(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class NeighborhoodAttention(Mixer):
             qkv_bias=qkv_bias,
             relative_position_bias=relative_position_bias,
         )
-        super().__init__(dim, connectivity, source, _projection(dim))
+        super().__init__(dim, connectivity, source, output_projection(dim))
         self.impl = impl
 
     def mix(self, x: Tensor) -> Tensor:
@@ -120,7 +120,8 @@ class NeighborhoodAttention(Mixer):
         return self.output(y.flatten(3))
 
 
-def _projection(dim: int) -> nn.Linear:
+def output_projection(dim: int) -> nn.Linear:
+    """The linear map behind an attention, with Swin's start."""
     projection = nn.Linear(dim, dim)
     nn.init.trunc_normal_(projection.weight, std=0.02)
     nn.init.zeros_(projection.bias)

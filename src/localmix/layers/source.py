@@ -59,21 +59,25 @@ class StaticWindow(nn.Module):
 
 
 class HomogeneousKernel(nn.Module):
-    """Global average pool, then C -> C / reduction, batch norm, ReLU, -> C * K: one kernel per image and channel."""
+    """Global average pool, then C -> C / reduction, batch norm, ReLU, -> G * K: one kernel per image and group.
 
-    def __init__(self, dim: int, *, kernel_size: Size, reduction: int = 4) -> None:
+    There are as many groups as channels if `num_groups` is not given.
+    """
+
+    def __init__(self, dim: int, *, kernel_size: Size, reduction: int = 4, num_groups: int | None = None) -> None:
         super().__init__()
         self.kernel_size = arguments.pair("kernel_size", kernel_size)
+        self.num_groups = dim if num_groups is None else arguments.divides("num_groups", num_groups, "dim", dim)
         hidden = hidden_size(dim, reduction)
         self.reduce = Pointwise(dim, hidden, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(hidden)
-        self.expand = Pointwise(hidden, dim * math.prod(self.kernel_size))
+        self.expand = Pointwise(hidden, self.num_groups * math.prod(self.kernel_size))
 
     def kernels(self, x: Tensor) -> Tensor:
-        """[B, C, kh, kw]."""
+        """[B, G, kh, kw]."""
         hidden = self.reduce(x.mean((1, 2), keepdim=True))
         hidden = relu(batch_norm(self.norm, hidden))
-        return self.expand(hidden).view(x.shape[0], x.shape[3], *self.kernel_size)
+        return self.expand(hidden).view(x.shape[0], self.num_groups, *self.kernel_size)
 
     def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
         return x, weights.homogeneous(self.kernels(x))

@@ -8,13 +8,13 @@ from typing import Any
 import timm
 from torch import nn
 
-from localmix.models import dwnet, swin
+from localmix.models import dwnet, local_mixer, swin
 from localmix.models.dwnet import DWNetBlock
 from localmix.models.folding import fold
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.swin import SwinBlock
 
-NAMES: tuple[str, ...] = (*dwnet.default_cfgs, *swin.default_cfgs)
+NAMES: tuple[str, ...] = (*dwnet.default_cfgs, *swin.default_cfgs, *local_mixer.default_cfgs)
 """Every network registered here."""
 
 __all__ = ["NAMES", "DWNetBlock", "Hierarchy", "SwinBlock", "create_model", "fold"]

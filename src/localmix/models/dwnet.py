@@ -7,6 +7,7 @@ Source: section 3 of the paper.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers import DropPath, Mlp
@@ -24,22 +25,31 @@ from localmix.models.registry import NUM_GROUPS, build, pretrained_cfg
 class DWNetBlock(nn.Module):
     """Pointwise, mixer, pointwise, each with a batch norm behind it; then batch norm and MLP. [B, H, W, C] -> same.
 
+    Another `norm` of channels-last maps may take the place of the batch norms.
+
     y = x + bn(W2 relu(bn(mixer(relu(bn(W1 x))))))
     z = y + mlp(bn(y))
     """
 
     def __init__(
-        self, dim: int, mixer: nn.Module, *, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.conv1 = Pointwise(dim, dim, bias=False)
-        self.norm1: nn.Module = nn.BatchNorm2d(dim)
+        self.norm1: nn.Module = norm(dim)
         self.mixer = mixer
-        self.norm2: nn.Module = nn.BatchNorm2d(dim)
+        self.norm2: nn.Module = norm(dim)
         self.conv2 = Pointwise(dim, dim, bias=False)
-        self.norm3: nn.Module = nn.BatchNorm2d(dim)
+        self.norm3: nn.Module = norm(dim)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm4: nn.Module = nn.BatchNorm2d(dim)
+        self.norm4: nn.Module = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -46,7 +47,9 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     }
 
 
-def build(name: str, mixer: MixerFactory, block: type[nn.Module], pretrained: bool, **kwargs: Any) -> Hierarchy:
+def build(
+    name: str, mixer: MixerFactory, block: Callable[..., nn.Module], pretrained: bool, **kwargs: Any
+) -> Hierarchy:
     """The network `name` (its last word is the size) with that mixer and block."""
     size = SIZES[name.rsplit("_", 1)[1]]
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))

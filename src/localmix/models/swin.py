@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers import DropPath, Mlp
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from localmix.arguments import Size, pair
 from localmix.layers import NeighborhoodAttention, WindowAttention
 from localmix.layers.activation import GELU
+from localmix.layers.channels_last import batch_norm
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.registry import NUM_HEADS, build, pretrained_cfg
 
@@ -18,24 +20,33 @@ from localmix.models.registry import NUM_HEADS, build, pretrained_cfg
 class SwinBlock(nn.Module):
     """Layer norm and mixer, layer norm and MLP, each around a residual. [B, H, W, C] -> same.
 
+    A batch norm may take the place of the layer norms.
+
     y = x + mixer(ln(x))
     z = y + mlp(ln(y))
     """
 
     def __init__(
-        self, dim: int, mixer: nn.Module, *, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1: nn.Module = norm(dim)
         self.mixer = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2: nn.Module = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.mixer(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.mixer(batch_norm(self.norm1, x)))
+        return x + self.drop_path2(self.mlp(batch_norm(self.norm2, x)))
 
 
 def _localswin(

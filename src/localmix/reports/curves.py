@@ -20,6 +20,8 @@ from localmix.tasks.engine.checkpoint import write_atomically
 
 PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""
+SCORES = {"top1": "top-1", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
+"""What a validation finds, `val_*` and `val_ema_*`, of one task or another, and how it is called."""
 POINTS = 2000
 """So many of a run's steps are drawn; of more, the least and the largest of each stretch."""
 
@@ -70,8 +72,8 @@ def draw(runs: dict[str, Metrics], file: IO[bytes], *, smooth: int | None = None
         loss.plot(*_outline(steps, moving_mean(losses, window)), color=colour, linestyle=style, linewidth=1.8)
         for axes, column, scale, marker in (
             (loss, "val_loss", 1, "o"),
-            (accuracy, "val_top1", 100, "o"),
-            (accuracy, "val_ema_top1", 100, "^"),
+            *((accuracy, f"val_{score}", 100, "o") for score in SCORES),
+            *((accuracy, f"val_ema_{score}", 100, "^") for score in SCORES),
         ):
             steps, values = metrics.points(column)
             if len(steps):
@@ -82,7 +84,9 @@ def draw(runs: dict[str, Metrics], file: IO[bytes], *, smooth: int | None = None
                 axes.plot(steps, scale * values, color=colour, linestyle=line, linewidth=1.3, **marks)
         rate.plot(*metrics.points("lr"), color=colour, linestyle=style, linewidth=1.5)
     _finish(loss, "loss" + (" (dotted: validation)" if "val_loss" in drawn else ""))
-    _finish(accuracy, "validation top-1 [%]" + (" (dotted: moving average)" if "val_ema_top1" in drawn else ""))
+    scores = [title for score, title in SCORES.items() if {f"val_{score}", f"val_ema_{score}"} & drawn]
+    averaged = " (dotted: moving average)" if any(name.startswith("val_ema_") for name in drawn) else ""
+    _finish(accuracy, f"validation {' and '.join(scores or ['score'])} [%]{averaged}")
     _finish(rate, "learning rate")
     if not drawn - {"val_loss"}:
         accuracy.text(0.5, 0.5, "no validation yet", transform=accuracy.transAxes, ha="center", color="#777777")

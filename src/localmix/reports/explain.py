@@ -12,6 +12,7 @@ from localmix import kernels
 from localmix.axes import MIXERS, MixerRow
 from localmix.layers import Mixer
 from localmix.models import NAMES, Hierarchy
+from localmix.models.local_mixer import DEFAULT_MIXER
 from localmix.reports.cost import cost_by_module
 
 
@@ -31,13 +32,14 @@ def explain(name: str) -> str:
     if row is not None:
         network = f"{row.network}_tiny"
     elif name in NAMES:
-        row = next(row for row in MIXERS.values() if row.network == name.rsplit("_", 1)[0])
+        row = next((row for row in MIXERS.values() if row.network == name.rsplit("_", 1)[0]), None)
     else:
         known = [*MIXERS, *(row.layer for row in MIXERS.values()), *NAMES]
         nearest = get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(nearest)}" if nearest else f"mixers are {', '.join(MIXERS)}"
         raise ValueError(f"name: expected a mixer or a network, got {name!r}; {hint}")
-    return f"{_axes(row)}\n\n{_stages(network)}"
+    axes = f"any mixer by its name, here {DEFAULT_MIXER}" if row is None else _axes(row)
+    return f"{axes}\n\n{_stages(network)}"
 
 
 def _axes(row: MixerRow) -> str:

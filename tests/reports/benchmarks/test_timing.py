@@ -24,6 +24,18 @@ def test_a_turn_is_filled_and_gives_the_time_of_one_call():
     assert all(2e-3 <= value < 2e-2 for value in times["a"])
 
 
+def test_a_turn_of_several_calls_finds_the_caches_as_its_pass_leaves_them(monkeypatch):
+    clock, calls = [0.0], [""]
+
+    def run(name):
+        clock[0] += 1.0 if calls[-1] == name else 10.0
+        calls.append(name)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    times = take_turns({name: lambda name=name: run(name) for name in "ab"}, rounds=3, seconds=5.0)
+    assert times == {"a": [1.0] * 3, "b": [1.0] * 3}
+
+
 def test_percentiles():
     assert spread([0.005, 0.001, 0.002, 0.004, 0.003, 0.006]) == pytest.approx((0.002, 0.0035, 0.005))
     assert spread([0.1]) == pytest.approx((0.1, 0.1, 0.1))

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from localmix.tasks.segmentation.drawing import LEAST_SIDE, Entry, beside, draw, draw_with_legend, entries, legend
+from localmix.tasks.segmentation.drawing import (
+    LEAST_SIDE,
+    Entry,
+    below,
+    beside,
+    comparison,
+    draw,
+    draw_with_legend,
+    entries,
+    legend,
+)
 from localmix.tasks.segmentation.labels import CAMVID, IGNORED, Labelling, ade20k, read_label_map
 
 LABELS = np.array([[0, 1, 2, IGNORED], [2, 2, IGNORED, 0]])
@@ -84,3 +94,19 @@ def test_beside():
         (0, 0, 255),
         (255, 255, 255),
     ]
+
+
+def test_a_comparison_shows_image_labels_and_prediction():
+    """The prediction has a class that the labels have not: it is in the legend, without a share."""
+    labels, predicted = np.zeros((20, 30), dtype=int), np.full((20, 30), 1)
+    labels[:, 20:] = 2
+    picture = comparison(Image.new("RGB", (30, 20), (10, 200, 30)), labels, predicted, THREE, height=200)
+    pixels = np.asarray(picture)
+    where = [columns_of(picture, colour) for colour in ((10, 200, 30), THREE.colours[0], THREE.colours[1])]
+    image, labelled, guessed = (columns.min() for columns in where)
+    assert (image, labelled, guessed) == (0, 308, 616)
+    for colour in THREE.colours:
+        assert (columns_of(picture, colour) > 916).any()
+    assert (pixels[:20, :300] != 255).any()
+    whole = below([picture, Image.new("RGB", (4, 5))])
+    assert whole.size == (picture.width, picture.height + 13)

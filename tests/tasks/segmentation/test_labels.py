@@ -103,3 +103,18 @@ def test_camvid(camvid):
 def test_colours_differ():
     assert len(set(Labelling(classes=tuple(map(str, range(50)))).colours)) == 50
     assert len(set(CAMVID.colours)) == 11
+
+
+@pytest.mark.parametrize("labelling", [THREE, Labelling(classes=("a", "b", "c"), first=7, void=(3,))])
+def test_stored_is_read_back(tmp_path, labelling):
+    image = labelling.stored(LABELS)
+    image.save(tmp_path / "map.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "map.png", labelling), LABELS)
+    assert image.convert("RGB").getpixel((2, 0)) == labelling.colours[2]
+
+
+def test_more_than_8_bits_are_stored_too(tmp_path):
+    many = Labelling(classes=tuple(map(str, range(1000))), void=(65535,))
+    labels = np.array([[0, 255, 999, IGNORED]])
+    many.stored(labels).save(tmp_path / "map.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "map.png", many), labels)

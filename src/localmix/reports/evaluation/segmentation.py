@@ -143,7 +143,7 @@ def view_of(
 
 def majority(confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """What it would score to take every pixel for the most frequent class."""
-    labelled = confusion.sum(1)
+    labelled = confusion.sum(1).double()
     first = int(labelled.argmax())
     share = (labelled[first] / labelled.sum()).item()
     return {"class": classes[first], "pixel_accuracy": share, "miou": share / int((labelled > 0).sum())}

@@ -21,7 +21,7 @@ class DataOptions:
     Args:
         root: folder with images/train beside annotations/train, or train/image beside train/label, and the same for
             val; other names of these folders are known too.
-        classes: camvid, ade20k, or scenes, those of `localmix scenes`; by default a line for each class in ROOT/classes.txt.
+        classes: camvid, ade20k, or scenes (of `localmix scenes`); by default a line for each in ROOT/classes.txt.
         first: stored value of the first class, where ROOT/classes.txt names the classes.
         void: stored values that count nowhere, likewise.
         check: read every file before anything is trained, and list all that is wrong at once.

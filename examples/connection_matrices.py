@@ -15,13 +15,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from torch import Tensor
 
 from localmix import layers
 from localmix.axes import MIXERS
-from localmix.functional import aggregate
+from localmix.reports.explanation.jacobian import connection_matrix, ranks
 
 SIDE, DIM = 6, 8
 
@@ -38,28 +36,6 @@ def mixers() -> dict[str, layers.Mixer]:
     }
 
 
-def connection_matrix(mixer: layers.Mixer, x: Tensor, channel: int = 0) -> np.ndarray:
-    """w[i, j] of one channel for the weights that the mixer computes from x; NaN where i and j are not connected."""
-    value, weight = mixer.source(x, mixer.connectivity)
-    neighborhood = mixer.connectivity.neighborhood(SIDE, SIDE, x.device)
-
-    def mix(v: Tensor) -> Tensor:
-        return aggregate(v, weight, neighborhood)[0, :, :, channel].flatten()
-
-    jacobian = torch.autograd.functional.jacobian(mix, value)[:, 0, :, :, channel].flatten(1)
-    assert isinstance(jacobian, Tensor)
-    return torch.where(jacobian == 0, torch.nan, jacobian).numpy()
-
-
-def ranks(matrix: np.ndarray) -> np.ndarray:
-    """Each weight's rank among the distinct weights of the matrix; NaN stays NaN."""
-    connected = ~np.isnan(matrix)
-    ranked = np.full(matrix.shape, np.nan)
-    # a Jacobian repeats a shared weight up to rounding
-    ranked[connected] = np.unique(matrix[connected].round(6), return_inverse=True)[1]
-    return ranked
-
-
 def main(path: str) -> None:
     """Draws the six panels into `path`."""
     torch.manual_seed(3)
@@ -73,7 +49,8 @@ def main(path: str) -> None:
         for parameter in mixer.source.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 * 2)
-        panel.imshow(ranks(connection_matrix(mixer.eval(), x)), cmap=colours, interpolation="nearest")
+        matrix = connection_matrix(mixer.eval(), x[:1]).numpy()
+        panel.imshow(ranks(matrix), cmap=colours, interpolation="nearest")
         panel.set_title(row.title, fontsize=11.5, fontweight="bold")
         panel.set_xticks([])
         panel.set_yticks([])

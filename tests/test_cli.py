@@ -82,7 +82,11 @@ def test_wrong_usage(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "predict", "validate", "test", "curves", "publish", "explain", "convert", "bench"]
+    "command",
+    [
+        *("ablate", "compare", "predict", "validate", "test", "curves", "publish"),
+        *("explain", "convert", "bench", "cost", "report"),
+    ],
 )
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as exit:

@@ -29,7 +29,7 @@ def test_every_row_has_a_recipe():
     assert {path.stem for path in PAPER} == expected
     for folder in ("imagenette", "cifar10"):
         nets = {path.stem for path in RECIPES if path.parent.name == folder}
-        assert nets == {name for name in NAMES if name.endswith("_nano")}
+        assert nets == {f"{stem}_nano" for stem in (*SKELETONS, "localmlp", "localnat")}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from localmix.axes import MIXERS
 from localmix.cli import main
-from localmix.reports import compare as module
+from localmix.reports import runs
 from localmix.reports.compare import compare
 from localmix.reports.evaluation.classification import evaluate
 from localmix.tasks.engine.checkpoint import load_checkpoint
@@ -102,7 +102,7 @@ def test_figure(compared):
 
 def test_finished_runs_are_kept(compared, monkeypatch, capsys):
     output, before = compared
-    monkeypatch.setattr(module, "train_all", lambda jobs, *args, **kwargs: pytest.fail("trains") if jobs else None)
+    monkeypatch.setattr(runs, "train_all", lambda jobs, *args, **kwargs: pytest.fail("trains") if jobs else None)
     after = compare(mixers=MIXER_NAMES, seeds=[0, 1], output=output, **SMALL)
     assert [row["runs"] for row in after["rows"]] == [row["runs"] for row in before["rows"]]
     assert capsys.readouterr().err.count("finished before") == 4
@@ -246,7 +246,7 @@ def test_interrupted_comparison_ends_as_an_uninterrupted_one(folder, tmp_path, m
     wait_until(lambda: not any(map(alive, helpers)))
     assert 1 <= epochs() < 12
 
-    monkeypatch.setattr(module, "cpu_cores", lambda: 1)
+    monkeypatch.setattr(runs, "cpu_cores", lambda: 1)
     options = {"data": str(folder), "mixers": ["depthwise_convolution", "local_mlp"], "epochs": 12, "workers": 0}
     options |= {"img_size": 16, "batch_size": 16, "processes": 1}
     parts, whole = (compare(output=folder, **options) for folder in (output, tmp_path / "whole"))

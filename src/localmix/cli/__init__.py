@@ -11,8 +11,8 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import bench, detection, evaluation, scenes, segmentation
-from localmix.cli.images import DATA_HELP
+from localmix.cli import ablate, bench, cost, detection, evaluation, explanation, report, scenes, segmentation
+from localmix.cli.comparison import add_data, add_training, begin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary, add_arguments, run in (
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
+        ("ablate", "flip one axis of the paper at a time and say what that changes", ablate.add_arguments, ablate.run),
         ("predict", "classify images or their pixels, or find objects, with a trained network", _add_predict, _predict),
-        ("explain", "say where a mixer or a network stands on the axes of the paper", _add_explain, _explain),
+        (
+            "explain",
+            "say where a mixer stands on the axes, or show what networks do to images",
+            explanation.add_arguments,
+            explanation.run,
+        ),
         ("convert", "turn a published checkpoint into one of localmix", _add_convert, _convert),
         ("validate", "evaluate a network on validation images", evaluation.add_arguments, evaluation.validate),
         ("test", "evaluate a network on test images", evaluation.add_arguments, evaluation.test),
@@ -62,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
             scenes.add_arguments,
             scenes.run,
         ),
+        ("cost", "count what networks cost, beside what the paper states", cost.add_arguments, cost.run),
+        ("report", "make one page of the paper's tables and of what runs found", report.add_arguments, report.run),
         ("bench", "time operators and networks beside other ways to compute them", bench.add_arguments, bench.run),
     ):
         command = commands.add_parser(
@@ -83,34 +91,18 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", default="fashion_mnist", metavar="DATA", help=f"{DATA_HELP} (%(default)s)")
-    add("--data-root", metavar="DIR", help="where a named data set lies")
-    add("--download", action="store_true", help="fetch a named data set that is not there")
-    add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
+    add_data(parser)
     nets = parser.add_mutually_exclusive_group()
     nets.add_argument("--mixers", nargs="+", metavar="MIXER", help=f"among {', '.join(MIXERS)} (all)")
     nets.add_argument("--models", nargs="+", metavar="MODEL", help="networks by their timm names, instead of --mixers")
-    add("--size", default="nano", metavar="SIZE", help="nano, tiny, small or base networks (%(default)s)")
-    add("--img-size", type=int, metavar="PIXELS", help="side of the images the networks see (28 embedded, 64 folders)")
-    add("--epochs", type=int, metavar="N", help="(2 for the embedded images, else 10)")
-    add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="several give a standard deviation (0)")
-    add("--batch-size", type=int, default=32, metavar="N", help="(%(default)s)")
-    add("--lr", type=float, default=2e-3, metavar="RATE", help="learning rate after the warm-up (%(default)s)")
-    add("--weight-decay", type=float, default=0.05, metavar="RATE", help="(%(default)s)")
-    add("--drop-path-rate", type=float, default=0.0, metavar="RATE", help="(%(default)s)")
-    add("--augment", action=argparse.BooleanOptionalAction, help="crops and flips (on, but for the embedded images)")
-    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
-    add("--processes", type=int, metavar="N", help="runs that train at a time (one per CPU core, one on a GPU)")
-    add("--workers", type=int, metavar="N", help="processes that decode images for a run (its share of the cores)")
-    add("--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="to write or go on in (%(default)s)")
+    parser.add_argument(
+        "--size", default="nano", metavar="SIZE", help="nano, tiny, small or base networks (%(default)s)"
+    )
+    add_training(parser, epochs=2, seeds=[0], output="runs/compare")
 
 
 def _compare(args: argparse.Namespace) -> int:
-    if args.processes != 1:
-        from localmix.tasks.classification.parallel import prepare
-
-        prepare()
+    begin(args)
     from localmix.reports.compare import compare
 
     compare(**{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
@@ -154,17 +146,6 @@ def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.predict import predict
 
     return predict(args.model, args.images, top=args.top)
-
-
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="such as window_attention")
-
-
-def _explain(args: argparse.Namespace) -> int:
-    from localmix.reports.explain import explain
-
-    print(explain(args.name))
-    return 0
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

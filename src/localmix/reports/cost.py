@@ -44,7 +44,7 @@ def cost_by_module(model: nn.Module, image_size: Size, *, in_chans: int | None =
     """`cost` of each submodule by its name, as `named_modules` has it; "" is the whole."""
     height, width = arguments.pair("image_size", image_size)
     channels = getattr(model, "in_chans", 3) if in_chans is None else in_chans
-    state = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
+    state = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     image = torch.empty(1, channels, height, width, device="meta")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

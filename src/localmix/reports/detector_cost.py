@@ -9,25 +9,42 @@ from localmix.reports.cost import Cost, cost
 from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 
 IMAGE_SIZE = (1280, 800)
+IN_TEST, IN_TRAINING = (1000, 100), (512, 128)
+"""Regions of an image through each box head and each mask head; in training at most a quarter of them are objects."""
 
 
-class _Counted(nn.Module):
-    """Runs each part of a detector once, on as many regions as it will see, and leaves out how they are found."""
+class DetectorParts(nn.Module):
+    """Runs each part of a detector once, on as many regions as it will see, and leaves out how they are found.
 
-    def __init__(self, detector: CascadeMaskRCNN, num_boxes: int, num_masks: int) -> None:
+    Images [B, C, H, W] -> a list of what the parts give. The regions are zeros.
+    """
+
+    def __init__(
+        self,
+        detector: CascadeMaskRCNN,
+        *,
+        in_test: tuple[int, int] = IN_TEST,
+        in_training: tuple[int, int] = IN_TRAINING,
+    ) -> None:
         super().__init__()
-        self.detector, self.num_boxes, self.num_masks = detector, num_boxes, num_masks
+        self.detector, self.in_test, self.in_training = detector, in_test, in_training
+        self.in_chans = detector.backbone.in_chans
 
-    def forward(self, image: Tensor) -> None:
-        maps = list(self.detector.backbone(image).values())
-        self.detector.rpn.head(maps)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = list(self.detector.backbone(images).values())
+        logits, offsets = self.detector.rpn.head(maps)
+        outputs = [*logits, *offsets]
         heads = self.detector.roi_heads
-        for head in heads.box_heads:
-            size = heads.box_align.output_size
-            head(maps[0].new_empty(self.num_boxes, maps[0].shape[1], size, size))
-        for head in heads.mask_heads:
-            size = heads.mask_align.output_size
-            head(maps[0].new_empty(self.num_masks, maps[0].shape[1], size, size))
+        num_boxes, num_masks = self.in_training if self.training else self.in_test
+        for number, align, parts in (
+            (num_boxes, heads.box_align, heads.box_heads),
+            (num_masks, heads.mask_align, heads.mask_heads),
+        ):
+            size = align.output_size
+            for head in parts:
+                output = head(maps[0].new_zeros(len(images) * number, maps[0].shape[1], size, size))
+                outputs += [output] if isinstance(output, Tensor) else output
+        return outputs
 
 
 def detector_cost(
@@ -45,6 +62,4 @@ def detector_cost(
     >>> round(detector_cost(detector).macs / 1e9)
     725
     """
-    channels = detector.backbone.in_chans
-    model = _Counted(detector, num_boxes, num_masks)
-    return cost(model, image_size, in_chans=channels)
+    return cost(DetectorParts(detector, in_test=(num_boxes, num_masks)), image_size)

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from localmix.reports.benchmarks.timing import synchronise, take_turns
 from localmix.tasks.classification.data import Track
 
+Loss = Callable[[Any, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Throughput:
@@ -33,6 +35,7 @@ def throughput(
     rounds: int = 7,
     seconds: float = 0.05,
     tick: Callable[[], Any] = lambda: None,
+    loss: Loss = F.cross_entropy,
 ) -> dict[str, Throughput]:
     """Time all nets on one batch.
 
@@ -42,25 +45,26 @@ def throughput(
 
     Args:
         images: [B, C, H, W].
-        labels: [B].
+        labels: [B], or what else the loss takes.
         rounds: timed turns of each net.
         seconds: least duration of a turn [s].
         tick: called after each of the 2 * len(nets) * rounds turns.
+        loss: of what a net gives in training and the labels.
     """
     turns = {"rounds": rounds, "seconds": seconds, "tick": tick}
-    training = take_turns({name: training_step(net, images, labels) for name, net in nets.items()}, **turns)
+    training = take_turns({name: training_step(net, images, labels, loss) for name, net in nets.items()}, **turns)
     inference = take_turns({name: inference_pass(net, images) for name, net in nets.items()}, **turns)
     return {name: Throughput(*(len(images) / median(times[name]) for times in (training, inference))) for name in nets}
 
 
-def training_step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def training_step(net: nn.Module, images: Tensor, labels: Tensor, loss: Loss = F.cross_entropy) -> Callable[[], None]:
     """A call that trains the net for one step: forward, backward, AdamW."""
     optimizer = create_optimizer_v2(net, opt="adamw", lr=1e-4, fused=True)
 
     def step() -> None:
         net.train()
         optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
+        loss(net(images), labels).backward()
         optimizer.step()
 
     return step

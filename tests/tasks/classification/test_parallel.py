@@ -1,9 +1,11 @@
 import os
 
 import pytest
+import torch
 
+from localmix.tasks.classification import parallel
 from localmix.tasks.classification.data import load_images
-from localmix.tasks.classification.parallel import Events, Job, cpu_cores, train_all
+from localmix.tasks.classification.parallel import Events, Job, cpu_cores, gpus, train_all
 
 
 def job(folder, **changes):
@@ -54,3 +56,14 @@ def test_error_of_a_process_reaches_the_caller(few_images, tmp_path):
     (tmp_path / "b/checkpoint.ckpt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ValueError, match=r"b/checkpoint\.ckpt is truncated"):
         train_all(jobs, few_images, processes=2, events=Events())
+
+
+def test_processes_share_the_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == ["0", "1", "2"]
+    assert [parallel._share(gpus(), number) for number in range(4)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,2")
+    assert gpus() == ["5", "7", "2"]
+    assert parallel._share(["5"], 1) is None
+    assert parallel._share([], 1) is None

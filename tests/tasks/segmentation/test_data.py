@@ -1,10 +1,12 @@
+import hashlib
 import shutil
 
 import pytest
 
 from localmix.tasks.scenes import CLASSES
-from localmix.tasks.segmentation.data import load_scenes
+from localmix.tasks.segmentation.data import fingerprint, load_scenes
 from localmix.tasks.segmentation.labels import CAMVID, ade20k, find_labelling
+from localmix.tasks.segmentation.pairs import splits
 
 
 def test_scenes_of_camvid(camvid):
@@ -27,6 +29,9 @@ def test_the_fingerprint_changes_with_the_files(camvid, tmp_path):
     image = next((tmp_path / "copy/images/val").iterdir())
     image.write_bytes(image.read_bytes() + b" ")
     assert load_scenes(tmp_path / "copy", CAMVID).fingerprint != expected
+    found = splits(camvid, CAMVID, check=False)
+    of_each = {fingerprint({split: found[split]}, camvid) for split in ("train", "validation", "test")}
+    assert len(of_each) == 3 and hashlib.sha256().hexdigest() not in of_each
 
 
 def test_a_missing_split_is_named(camvid, tmp_path):

@@ -181,8 +181,17 @@ def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Tr
     if not options and other_size(net.pretrained_cfg):
         net = build(**other_size(net.pretrained_cfg))
     config = net.pretrained_cfg
+    if checkpoint is not None:
+        source: dict[str, Any] = {"checkpoint": str(checkpoint), "sha256": digest(Path(checkpoint))}
+    else:
+        source = {key: config[key] for key in ("source", "file", "tag", "hf_hub_id", "url") if config.get(key)}
+    return Trained(net.eval(), config["architecture"], _labels(config.get("label_names")), view_of(net), source)
+
+
+def view_of(net: nn.Module) -> View:
+    """How a network of timm wants to see images, as its configuration says."""
     facts: Any = resolve_model_data_config(net)
-    view = View(
+    return View(
         size=facts["input_size"][1:],
         channels=facts["input_size"][0],
         crop_pct=facts["crop_pct"],
@@ -191,11 +200,6 @@ def _named(name: str, checkpoint: Path | str | None, img_size: int | None) -> Tr
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
     )
-    if checkpoint is not None:
-        source: dict[str, Any] = {"checkpoint": str(checkpoint), "sha256": digest(Path(checkpoint))}
-    else:
-        source = {key: config[key] for key in ("source", "file", "tag", "hf_hub_id", "url") if config.get(key)}
-    return Trained(net.eval(), config["architecture"], _labels(config.get("label_names")), view, source)
 
 
 def _registered(name: str) -> dict[str, Any]:

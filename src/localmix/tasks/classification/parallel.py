@@ -35,6 +35,7 @@ class Job:
     device: str
     workers: int
     threads: int
+    steps: int | None = None
 
 
 class Events:
@@ -58,6 +59,15 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """Those that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
 def prepare() -> None:
     """Begin to load, on another core, what the processes will need; this process can do the same meanwhile."""
     context = _context()
@@ -70,6 +80,8 @@ def prepare() -> None:
 
 def train_all(jobs: Sequence[Job], images: Images, *, processes: int, events: Events) -> None:
     """Train all jobs, up to `processes` at a time; one at a time runs in this process.
+
+    Where there are several GPUs, each process has one of them.
 
     The processes import the script that calls this, so it needs the usual `if __name__ == "__main__":`.
 
@@ -86,7 +98,8 @@ def train_all(jobs: Sequence[Job], images: Images, *, processes: int, events: Ev
             events.end(index, result)
         return
     waiting = list(enumerate(jobs))
-    with _pool(min(processes, len(jobs)), images) as connections:
+    devices = gpus() if jobs[0].device == "cuda" else []
+    with _pool(min(processes, len(jobs)), images, devices) as connections:
         busy = {}
         for connection in connections:
             busy[connection] = _give(connection, waiting, events)
@@ -116,13 +129,13 @@ def _give(connection: Connection, waiting: list[tuple[int, Job]], events: Events
 
 
 @contextmanager
-def _pool(processes: int, images: Images) -> Generator[list[Connection]]:
+def _pool(processes: int, images: Images, devices: list[str]) -> Generator[list[Connection]]:
     """Connections to processes that train; they end with the context, or with this process."""
     context, pool, connections = _context(), [], []
     try:
-        for _ in range(processes):
+        for number in range(processes):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, images))
+            process = context.Process(target=_serve, args=(there, images, _share(devices, number)))
             with _ignored_interrupt():
                 process.start()
             there.close()
@@ -135,6 +148,11 @@ def _pool(processes: int, images: Images) -> Generator[list[Connection]]:
         for process in pool:
             process.terminate()
             process.join()
+
+
+def _share(devices: list[str], number: int) -> str | None:
+    """The GPU of a process; None where there is no choice."""
+    return devices[number % len(devices)] if len(devices) > 1 else None
 
 
 def _context() -> Any:
@@ -157,8 +175,11 @@ def _ignored_interrupt() -> Generator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _serve(connection: Connection, images: Images) -> None:
+def _serve(connection: Connection, images: Images, gpu: str | None) -> None:
     """Train the jobs that come, and report. A parent that was killed is noticed at the next step, as a broken pipe."""
+    if gpu is not None:
+        # before CUDA is initialised, which reads it once
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         while True:
             job = connection.recv()

@@ -30,6 +30,7 @@ def train(
     augment: bool = True,
     device: str = "cpu",
     workers: int = 0,
+    steps: int | None = None,
     on_step: OnStep = lambda done, total: None,
     on_epoch: OnEpoch = lambda row, seconds: None,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def train(
         folder: receives checkpoint.ckpt (each epoch) and metrics.csv (each step).
         device: "cpu" or "cuda".
         workers: processes that decode images; none for images in memory.
+        steps: of an epoch; by default those of a pass through the images.
 
     Returns:
         Metrics of the last epoch, the losses of the first and the last tenth of the steps, and the time.
@@ -59,7 +61,9 @@ def train(
             plugins=[LightningEnvironment()],
         )
         task = new_task(Classification, recipe, images, seed)
-        training, validation = loaders(images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers)
+        training, validation = loaders(
+            images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers, steps=steps
+        )
         record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
         if resumed:
             record.go_on(resumed)

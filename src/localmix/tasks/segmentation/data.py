@@ -80,17 +80,18 @@ def load_scenes(
     missing = [split for split in ("train", "validation") if split not in found]
     if missing:
         raise ValueError(f"data: expected {' and '.join(missing)} images in {root}, found {', '.join(found)} only")
-    train, validation = (SceneDataset(found[split], views) for split in ("train", "validation"))
+    used = {split: found[split] for split in ("train", "validation")}
+    train, validation = (SceneDataset(scenes, views) for scenes in used.values())
     return Scenes(
-        str(Path(root).resolve()), labelling, views.short_side, train, validation, fingerprint(found, Path(root))
+        str(Path(root).resolve()), labelling, views.short_side, train, validation, fingerprint(used, Path(root))
     )
 
 
 def fingerprint(found: dict[str, LabelledScenes], root: Path) -> str:
-    """Of the names and sizes of the files of training and validation."""
+    """Of the names and sizes of the files of some splits."""
     digest = hashlib.sha256()
-    for split in ("train", "validation"):
-        for pair in found[split].pairs if split in found else ():
+    for scenes in found.values():
+        for pair in scenes.pairs:
             for path in pair:
                 name = path.relative_to(root).as_posix()
                 digest.update(f"{name} {path.stat().st_size}\n".encode(errors="surrogateescape"))

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-segmentation test lint format lock clean
+.PHONY: help setup demo demo-detection demo-segmentation test lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,11 @@ $(READY): tools/setup.sh pyproject.toml requirements/uv.txt requirements/test.tx
 
 demo: $(READY) ## Train the mixers on the images that the package ships and compare them: runs/demo
 	$(BIN)/localmix compare --output runs/demo
+
+demo-detection: $(READY) ## Train a detector on scenes that the package composes, and show it: runs/demo-detection
+	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 6
+	$(BIN)/localmix fit --config recipes/scenes/detection_dwnet_nano.yaml --data.root runs/scenes-96x128 --output runs/demo-detection
+	$(BIN)/localmix validate runs/demo-detection --output runs/demo-detection/validation
 
 demo-segmentation: $(READY) ## Train a segmenter on scenes that the package composes, and show it: runs/demo-segmentation
 	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 6

@@ -14,7 +14,7 @@ WHOLE = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if not path.name
 SEGMENTERS = [
     path for path in WHOLE if path.parent.name in ("ade20k", "camvid") or path.stem.startswith("segmentation_")
 ]
-RECIPES = [path for path in WHOLE if path not in SEGMENTERS]
+RECIPES = [path for path in WHOLE if path.parent.name in ("imagenet", "imagenette", "cifar10")]
 PAPER = [path for path in RECIPES if path.parent.name == "imagenet" and not path.stem.startswith("finetune")]
 SKELETONS = ("dwnet", "dynamic_dwnet", "i_dynamic_dwnet", "localswin")
 DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5}

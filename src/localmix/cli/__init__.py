@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import ablate, bench, cost, evaluation, explanation, report, scenes, segmentation
+from localmix.cli import ablate, bench, cost, detection, evaluation, explanation, report, scenes, segmentation
 from localmix.cli.comparison import add_data, add_training, begin
 
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("ablate", "flip one axis of the paper at a time and say what that changes", ablate.add_arguments, ablate.run),
-        ("predict", "classify images, or their pixels, with a trained network", _add_predict, _predict),
+        ("predict", "classify images or their pixels, or find objects, with a trained network", _add_predict, _predict),
         (
             "explain",
             "say where a mixer stands on the axes, or show what networks do to images",
@@ -114,9 +114,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
     segmentation.add_views(parser)
-    add = parser.add_argument_group("of segmenters, which draw what they found").add_argument
+    detection.add_drawing(parser)
+    add = parser.add_argument_group("of segmenters and detectors, which draw what they found").add_argument
     add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
-    add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
+    add(
+        "--tta",
+        choices=("none", "flip"),
+        default="none",
+        help="of segmenters: also show the mirror image (%(default)s)",
+    )
     add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
 
@@ -124,11 +130,17 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> int:
     from localmix.reports.evaluation.tasks import task_of
 
-    if task_of(args.model) == "segmentation":
+    task = task_of(args.model)
+    if task != "classification" and args.output is None:
+        raise ValueError("output: expected a folder for the pictures, got none")
+    if task == "detection":
+        from localmix.reports.predict_detection import predict
+
+        options = (*detection.OPTIONS, "output", "weights", "device")
+        return predict(args.model, args.images, **{name: getattr(args, name) for name in options})
+    if task == "segmentation":
         from localmix.reports.predict_segmentation import predict
 
-        if args.output is None:
-            raise ValueError("output: expected a folder for the pictures, got none")
         options = (*segmentation.OPTIONS, "output", "tta", "weights", "device")
         return predict(args.model, args.images, top=args.top, **{name: getattr(args, name) for name in options})
     from localmix.reports.predict import predict
@@ -142,14 +154,17 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--task",
-        choices=("classification", "segmentation"),
+        choices=("classification", "detection", "segmentation"),
         default="classification",
-        help="segmentation: of mmsegmentation's UPerNet; NAME is then its backbone (%(default)s)",
+        help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is "
+        "then the backbone (%(default)s)",
     )
 
 
 def _convert(args: argparse.Namespace) -> int:
-    if args.task == "segmentation":
+    if args.task == "detection":
+        from localmix.tasks.detection.checkpoints import convert_file
+    elif args.task == "segmentation":
         from localmix.tasks.segmentation.checkpoints import convert_file
     else:
         from localmix.models.convert import convert_file

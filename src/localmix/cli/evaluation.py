@@ -21,13 +21,15 @@ OPTIONS = {
         "crop_pct",
         "interpolation",
         "among",
+        "tta",
         "batch_size",
         "workers",
         "throughput",
     ),
-    "segmentation": segmentation.OPTIONS,
+    "segmentation": (*segmentation.OPTIONS, "tta"),
+    "detection": ("workers",),
 }
-"""Those that one task alone has."""
+"""Those that not every task has, for each that has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BATCH",
         help="measure images per second: 50 passes to warm up, 30 timed, of 64 images or so many",
     )
-    add("--output", type=Path, metavar="DIR", help="for results.json, per_class.csv, confusion.csv and a picture")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for results.json, per_class.csv and what else there is, such as pictures",
+    )
     segmentation.add_views(parser)
 
 
@@ -98,8 +105,8 @@ def _evaluate(args: argparse.Namespace, split: str) -> int:
 
     task = task_of(args.model)
     options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
-    for other in OPTIONS.keys() - {task}:
-        _leave_out(options, OPTIONS[other], task)
+    others = {name for names in OPTIONS.values() for name in names} - set(OPTIONS[task])
+    _leave_out(options, sorted(others), task)
     import_module(f"localmix.reports.evaluation.{task}").evaluate(split=split, **options)
     return 0
 

@@ -20,7 +20,7 @@ from localmix.tasks.engine.checkpoint import write_atomically
 
 PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""
-SCORES = {"top1": "top-1", "miou": "mIoU"}
+SCORES = {"top1": "top-1", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 """What a validation finds, `val_*` and `val_ema_*`, of one task or another, and how it is called."""
 POINTS = 2000
 """So many of a run's steps are drawn; of more, the least and the largest of each stretch."""

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from localmix.tasks.detection.coco import CocoImages, decode_mask
 from localmix.tasks.detection.coco_scores import NAMES, CocoScores
@@ -104,6 +105,47 @@ def test_nothing_found_scores_nothing(images):
     assert "| mask | 0.0 |" in table
     assert "| person |" in table
     assert any(line.endswith("| 0 | - | - |") for line in table.splitlines())
+
+
+def test_without_masks_boxes_are_scored(images):
+    few = subset(images, 5)
+    scores = CocoScores(few, masks=False)
+    for index in range(5):
+        found = detections(few, index)
+        scores.update([index], [{name: found[name] for name in ("boxes", "labels", "scores")}])
+    found = scores.compute()
+    assert found.box["AP"] == pytest.approx(1.0) and found.mask == {}
+    assert "| mask |" not in found.table()
+    assert "segmentation" not in scores.results[0]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_processes_score_together_what_one_would_alone(images, tmp_path):
+    """Two processes share the images, and both have seen the last one: it counts once."""
+    few = subset(images, 9)
+    alone = CocoScores(few)
+    for index in range(9):
+        alone.update([index], [detections(few, index, shift=6)])
+    store = tmp_path / "store"
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=_score_a_share, args=(few, rank, store, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    answers = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert answers[0] == answers[1] == alone.compute()
+
+
+def _score_a_share(images, rank, store, queue):
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    scores = CocoScores(images)
+    for index in sorted({*range(rank, 9, 2), 8}):
+        scores.update([index], [detections(images, index, shift=6)])
+    queue.put(scores.compute_together())
+    distributed.destroy_process_group()
 
 
 def subset(images, end, first=0):

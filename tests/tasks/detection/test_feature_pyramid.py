@@ -53,3 +53,42 @@ def test_blocks_are_computed_again_where_memory_is_dear():
         gradients.append([p.grad.clone() for p in pyramid.body.parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-4)
+
+
+def test_three_maps_and_two_convolutions_for_retinanet():
+    with torch.device("meta"):
+        pyramid = FeaturePyramid("dwnet_tiny", out_channels=24, num_maps=3)
+        levels = pyramid(torch.empty(2, 3, 256, 256))
+    assert pyramid.strides == (8, 16, 32, 64, 128)
+    assert [tuple(level.shape) for level in levels.values()] == [(2, 24, 256 // s, 256 // s) for s in pyramid.strides]
+    with pytest.raises(ValueError, match="num_maps: expected 3 or 4, got 5"):
+        FeaturePyramid("dwnet_tiny", num_maps=5)
+
+
+def test_is_exported_for_images_of_any_size():
+    pyramid = FeaturePyramid("dwnet_nano", out_channels=8, backbone_kwargs={"depths": (1, 1, 1, 1)}).eval()
+    open_axis = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        shapes = ({2: open_axis, 3: open_axis},)
+        exported = torch.export.export(pyramid, (torch.randn(1, 3, 66, 84),), dynamic_shapes=shapes).module()
+        for size in ((66, 84), (97, 61)):
+            image = torch.randn(1, 3, *size)
+            ours, theirs = pyramid(image), exported(image)
+            assert ours.keys() == theirs.keys()
+            for name, level in ours.items():
+                torch.testing.assert_close(theirs[name], level, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["dwnet_nano", "localswin_nano"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_runs_in_onnxruntime(backbone, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pyramid = FeaturePyramid(backbone, out_channels=8, backbone_kwargs={"depths": (1, 1, 1, 1)}).eval()
+    image, file = torch.randn(1, 3, 64, 96), tmp_path / "pyramid.onnx"
+    with torch.no_grad():
+        torch.onnx.export(pyramid, (image,), file, dynamo=True, verbose=False)
+        expected = pyramid(image)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    for ours, theirs in zip(expected.values(), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=1e-3)

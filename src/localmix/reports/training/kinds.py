@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from localmix.tasks.engine import training
 from localmix.tasks.engine.task import Task
 
-KINDS = ("classification", "segmentation")
+KINDS = ("classification", "detection", "segmentation")
 
 
 class Data(training.Data, Protocol):

@@ -12,8 +12,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generaliz
 
 from localmix.tasks.detection.cascade_heads import BoxHead, MaskHead, PyramidAlign
 from localmix.tasks.detection.instance_masks import crop_masks
-
-Target = dict[str, Tensor]
+from localmix.tasks.detection.targets import Target
 
 
 @dataclass(frozen=True)

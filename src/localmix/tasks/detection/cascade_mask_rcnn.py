@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torch import Tensor
 
 from localmix import arguments
 from localmix.tasks.detection.cascade import Cascade
-from localmix.tasks.detection.feature_pyramid import FeaturePyramid
+from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
 from localmix.tasks.detection.instance_masks import paste_masks
 from localmix.tasks.detection.region_proposals import RegionProposals
+from localmix.tasks.detection.resizing import Resizing
+from localmix.tasks.detection.targets import check_targets
 
 
-class CascadeMaskRCNN(nn.Module):
+class CascadeMaskRCNN(OnPyramid):
     """Objects in images: boxes, classes and masks. It is called as torchvision's detectors are.
 
     Shapes: a list of images [C, H, W], values in 0..1, of any sizes. In training also targets, for each image
@@ -42,18 +43,19 @@ class CascadeMaskRCNN(nn.Module):
         max_size: int = 1333,
         mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        resize_in_training: bool = True,
         **cascade: Any,
     ) -> None:
         super().__init__()
         self.num_classes = arguments.positive("num_classes", num_classes)
-        self.transform = GeneralizedRCNNTransform(min_size, max_size, list(mean), list(std))  # ty: ignore[invalid-argument-type] -- several sizes are allowed, too
+        self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
         self.backbone = backbone
         self.rpn = RegionProposals(backbone.out_channels, backbone.strides)
         self.roi_heads = Cascade(backbone.out_channels, backbone.strides[:-1], num_classes, **cascade)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if self.training:
-            self._check(images, targets)
+            targets = check_targets(images, targets, self.num_classes)
         batch, targets = self.transform(images, targets if self.training else None)
         maps = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, maps, targets)
@@ -68,33 +70,6 @@ class CascadeMaskRCNN(nn.Module):
             return {**losses, **more}
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         return [_in_image(*d) for d in zip(detections, batch.image_sizes, sizes, strict=True)]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Less memory for more time in the backbone, as the networks have it."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def _check(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> None:
-        if targets is None or len(targets) != len(images):
-            got = None if targets is None else len(targets)
-            raise ValueError(f"targets: expected one for each of {len(images)} images in training, got {got}")
-        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-            missing = {"boxes", "labels", "masks"} - target.keys()
-            if missing:
-                raise ValueError(
-                    f"targets[{index}]: expected boxes, labels and masks, without {', '.join(sorted(missing))}"
-                )
-            boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
-            count = len(labels)
-            shapes = {"boxes": (boxes, (count, 4)), "masks": (masks, (count, *image.shape[1:]))}
-            for name, (tensor, shape) in shapes.items():
-                if tuple(tensor.shape) != tuple(shape):
-                    raise ValueError(f"targets[{index}][{name!r}]: expected {list(shape)}, got {list(tensor.shape)}")
-            if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-                raise ValueError(f"targets[{index}]['boxes']: expected x0 < x1 and y0 < y1, got {boxes.tolist()}")
-            if not bool(((labels > 0) & (labels <= self.num_classes)).all()):
-                raise ValueError(
-                    f"targets[{index}]['labels']: expected 1 to {self.num_classes}, got {sorted(set(labels.tolist()))}"
-                )
 
 
 def cascade_mask_rcnn(
@@ -119,7 +94,7 @@ def cascade_mask_rcnn(
         min_size: shorter side that images are scaled to [pixels]; of several, one is drawn for each image in training,
             and the last counts in test.
         max_size: what the longer side is at most [pixels].
-        options: `mean` and `std` of the channels, and those of `Cascade`.
+        options: `mean` and `std` of the channels, `resize_in_training` (see `Resizing`), and those of `Cascade`.
 
     >>> with torch.device("meta"):
     ...     net = cascade_mask_rcnn("dwnet_tiny")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as run_lengths
+from PIL import Image
 from torch import Tensor
 
 from localmix.tasks.detection.coco_errors import errors
@@ -34,6 +37,7 @@ class CocoImages:
         category_ids: their ids in the file.
         images: entry of each image, as the file has it.
         objects: entries of the annotations of each image.
+        digest: SHA-256 of the json file.
 
     Raises:
         ValueError: with all that is wrong, at once: files that are missing, boxes outside the image, unknown
@@ -42,7 +46,7 @@ class CocoImages:
 
     def __init__(self, annotations: Path | str, folder: Path | str) -> None:
         self.folder = Path(folder)
-        content = _read(Path(annotations))
+        content, self.digest = _read(Path(annotations))
         found = errors(content, self.folder)
         if found:
             more = f"\n  and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
@@ -53,15 +57,24 @@ class CocoImages:
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.images: list[dict[str, Any]] = content["images"]
         self.index = {image["id"]: index for index, image in enumerate(self.images)}
-        self.objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
+        objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
         for annotation in content["annotations"]:
-            self.objects[self.index[annotation["image_id"]]].append(annotation)
+            objects[self.index[annotation["image_id"]]].append(annotation)
+        self.objects = Packed(objects)
         self.labels = {category: 1 + index for index, category in enumerate(self.category_ids)}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return to_tensor(self.read(index)).float() / 255, self.target(index)
+
+    def read(self, index: int) -> Image.Image:
+        """An image, decoded.
+
+        Raises:
+            CorruptImage: it cannot be, or has another size than the annotations say.
+        """
         entry = self.images[index]
         path = self.folder / entry["file_name"]
         image = read_image(path, 3)
@@ -69,7 +82,7 @@ class CocoImages:
             raise CorruptImage(
                 f"{path}: expected {entry['width']} x {entry['height']} pixels, got {image.width} x {image.height}"
             )
-        return to_tensor(image).float() / 255, self.target(index)
+        return image
 
     def target(self, index: int) -> dict[str, Tensor]:
         """What is to be found in an image; the image itself is not read."""
@@ -124,9 +137,34 @@ def _box(item: dict[str, Any], height: int, width: int) -> tuple[float, float, f
     return max(0.0, x), max(0.0, y), min(float(width), x + across), min(float(height), y + down)
 
 
-def _read(path: Path) -> Any:
+class Packed(Sequence[list[dict[str, Any]]]):
+    """Lists of plain values in one block of memory, taken out of it when they are asked for.
+
+    As objects of Python those of COCO take gigabytes, which each process that loads images would come to copy.
+    """
+
+    def __init__(self, lists: list[list[dict[str, Any]]]) -> None:
+        texts = [json.dumps(items).encode() for items in lists]
+        self.ends = np.cumsum([0, *map(len, texts)])
+        self.bytes = np.frombuffer(b"".join(texts), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return json.loads(self.bytes[self.ends[index] : self.ends[index + 1]].tobytes())
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """What the file says, and its digest."""
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        return json.loads(content), hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
         raise ValueError(f"annotations: expected a json file, there is none at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

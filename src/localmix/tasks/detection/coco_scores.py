@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as run_lengths
-from torch import Tensor
+from torch import Tensor, distributed
 
 from localmix.tasks.detection.coco import CocoImages, encode_mask
 from localmix.tasks.engine.checkpoint import write_atomically
@@ -25,7 +25,7 @@ class Scores:
     Args:
         box: by `NAMES`: mean over IoUs from 0.50 to 0.95, at 0.50, at 0.75, and of small (below 32^2 pixels), medium
             and large (above 96^2 pixels) objects.
-        mask: the same of masks.
+        mask: the same of masks; nothing where there were none to score.
         classes: of each class its number of objects without crowds, and AP of boxes and of masks.
     """
 
@@ -37,7 +37,8 @@ class Scores:
         """All of it in Markdown, in per cent."""
         lines = ["| | " + " | ".join(NAMES) + " |", "|---" * (1 + len(NAMES)) + "|"]
         for kind, scores in (("box", self.box), ("mask", self.mask)):
-            lines.append(f"| {kind} | " + " | ".join(_percent(scores[name]) for name in NAMES) + " |")
+            if scores:
+                lines.append(f"| {kind} | " + " | ".join(_percent(scores[name]) for name in NAMES) + " |")
         lines += ["", "| class | objects | box AP | mask AP |", "|---|---|---|---|"]
         for name, (number, box, mask) in self.classes.items():
             lines.append(f"| {name} | {number} | {_percent(box)} | {_percent(mask)} |")
@@ -52,31 +53,54 @@ class CocoScores:
 
     Args:
         images: the data set.
+        masks: whether the detections have masks.
         threshold: probability from which on a pixel belongs to an object.
     """
 
-    def __init__(self, images: CocoImages, *, threshold: float = 0.5) -> None:
-        self.images, self.threshold = images, threshold
+    def __init__(self, images: CocoImages, *, masks: bool = True, threshold: float = 0.5) -> None:
+        self.images, self.masks, self.threshold = images, masks, threshold
         self.results: list[dict[str, Any]] = []
 
     def update(self, indices: list[int], detections: list[dict[str, Tensor]]) -> None:
         """Adds what was found in the images of these indices, in the format of torchvision's detectors."""
         for index, detection in zip(indices, detections, strict=True):
-            masks = (detection["masks"][:, 0] >= self.threshold).cpu().numpy()
-            boxes, scores = detection["boxes"].tolist(), detection["scores"].tolist()
-            for (x0, y0, x1, y1), score, label, mask in zip(
-                boxes, scores, detection["labels"].tolist(), masks, strict=True
-            ):
-                encoded = encode_mask(mask, *mask.shape)
-                self.results.append(
-                    {
-                        "image_id": self.images.images[index]["id"],
-                        "category_id": self.images.category_ids[label - 1],
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "score": score,
-                        "segmentation": {"size": list(encoded["size"]), "counts": _text(encoded["counts"])},
-                    }
-                )
+            image = self.images.images[index]["id"]
+            found = [detection[name].tolist() for name in ("boxes", "scores", "labels")]
+            results: list[dict[str, Any]] = [
+                {
+                    "image_id": image,
+                    "category_id": self.images.category_ids[label - 1],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": score,
+                }
+                for (x0, y0, x1, y1), score, label in zip(*found, strict=True)
+            ]
+            if self.masks:
+                masks = (detection["masks"][:, 0] >= self.threshold).cpu().numpy()
+                for result, mask in zip(results, masks, strict=True):
+                    encoded = encode_mask(mask, *mask.shape)
+                    result["segmentation"] = {"size": list(encoded["size"]), "counts": _text(encoded["counts"])}
+            self.results += results
+
+    def compute_together(self) -> Scores:
+        """The scores of what all processes have added, the same in each; an image that two have seen counts once."""
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return self.compute()
+        parts: list[Any] = [None] * distributed.get_world_size()
+        first = distributed.get_rank() == 0
+        distributed.gather_object(self.results, parts if first else None)
+        scores: list[Any] = [self._merged(parts).compute() if first else None]
+        distributed.broadcast_object_list(scores)
+        return scores[0]
+
+    def _merged(self, parts: list[list[dict[str, Any]]]) -> CocoScores:
+        """All results in the order of the images, as one process would have them."""
+        merged, seen = CocoScores(self.images, masks=self.masks), set()
+        for part in parts:
+            merged.results += [result for result in part if result["image_id"] not in seen]
+            seen |= {result["image_id"] for result in part}
+        merged.results.sort(key=lambda result: self.images.index[result["image_id"]])
+        return merged
 
     def write(self, path: Path) -> None:
         """The results as COCO's json, as its server and other tools take them."""
@@ -86,10 +110,12 @@ class CocoScores:
         """The scores of all that was added."""
         truth = COCO(self._truth())
         box, box_classes = _evaluate(truth, self.results, "bbox")
-        # without its box, a mask's size is that of the mask: small, medium or large
-        masks = [{key: value for key, value in result.items() if key != "bbox"} for result in self.results]
-        mask, mask_classes = _evaluate(truth, masks, "segm")
         counts = self.images.counts()
+        mask, mask_classes = {}, [None] * len(counts)
+        if self.masks:
+            # without its box, a mask's size is that of the mask: small, medium or large
+            masks = [{key: value for key, value in result.items() if key != "bbox"} for result in self.results]
+            mask, mask_classes = _evaluate(truth, masks, "segm")
         classes = {
             name: (count, box_ap, mask_ap)
             for (name, count), box_ap, mask_ap in zip(counts.items(), box_classes, mask_classes, strict=True)

@@ -14,20 +14,25 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 class Anchors(nn.Module):
-    """Boxes of one scale and three ratios around the corner of each cell of each level.
+    """Boxes of three ratios, by default of one scale, around the corner of each cell of each level.
 
-    An anchor of a level has the area (8 stride)^2 and the ratio height / width r. Its centre is stride * (column, row).
-    Coordinates are float32 whatever the maps are: bfloat16 would round them to several pixels.
+    An anchor of a level has the area (scale * stride)^2 and the ratio height / width r. Its centre is stride * (column,
+    row). Coordinates are float32 whatever the maps are: bfloat16 would round them to several pixels.
 
-    Shapes: images, maps of the levels [B, C, h, w] -> for each image [sum of 3 h w, 4], (x0, y0, x1, y1) in pixels.
+    Args:
+        strides: of the levels [pixels].
+        scales: side of a square anchor over the stride.
+
+    Shapes: images, maps of the levels [B, C, h, w] -> for each image [sum of 3 scales h w, 4], (x0, y0, x1, y1) in
+    pixels.
     """
 
-    def __init__(self, strides: tuple[int, ...]) -> None:
+    def __init__(self, strides: tuple[int, ...], scales: tuple[float, ...] = (SCALE,)) -> None:
         super().__init__()
-        self.strides = strides
+        self.strides, self.scales = strides, scales
 
     def num_anchors_per_location(self) -> list[int]:
-        return [len(RATIOS)] * len(self.strides)
+        return [len(RATIOS) * len(self.scales)] * len(self.strides)
 
     def forward(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
         levels = []
@@ -35,8 +40,9 @@ class Anchors(nn.Module):
             y = stride * torch.arange(m.shape[2], device=m.device, dtype=torch.float32)
             x = stride * torch.arange(m.shape[3], device=m.device, dtype=torch.float32)
             y, x = torch.meshgrid(y, x, indexing="ij")
-            height = torch.tensor(RATIOS, device=m.device).sqrt() * (SCALE * stride / 2)
-            width = (SCALE * stride / 2) ** 2 / height
+            side = torch.tensor(self.scales, device=m.device) * (stride / 2)
+            height = (torch.tensor(RATIOS, device=m.device).sqrt()[:, None] * side).flatten()
+            width = side.repeat(len(RATIOS)) ** 2 / height
             half = torch.stack([-width, -height, width, height], 1)
             levels.append((torch.stack([x, y, x, y], 2)[:, :, None] + half).view(-1, 4))
         return [torch.cat(levels)] * len(images.image_sizes)

@@ -1,0 +1,86 @@
+"""A trained detector with all that is known about it: of a run, or of a converted checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localmix.arguments import choice
+from localmix.reports.evaluation.trained import PREFIXES, digest
+from localmix.tasks.detection.checkpoints import load_converted
+from localmix.tasks.detection.feature_pyramid import OnPyramid
+from localmix.tasks.detection.task import Detection
+from localmix.tasks.engine.checkpoint import load_checkpoint
+from localmix.tasks.engine.run_folder import CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A net in evaluation mode, on the CPU.
+
+    Args:
+        name: of the detector and its backbone.
+        classes: their names, that of label 1 first.
+        masks: whether it knows masks.
+        source: where the weights come from, in plain values.
+        settings: those of the run, by their names; none where there was no run.
+    """
+
+    net: OnPyramid
+    name: str
+    classes: list[str]
+    masks: bool
+    source: dict[str, Any]
+    settings: dict[str, Any]
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """What is in an image, uint8 [3, H, W]; see `CascadeMaskRCNN`."""
+        (found,) = self.net([image.float() / 255])
+        return found
+
+
+def load_detector(model: Path | str, weights: str | None = None) -> Detector:
+    """Build the net of a checkpoint, of the folder of a run, or of a file that `localmix convert` has written.
+
+    Args:
+        weights: "ema" or "raw"; by default the moving average where there is one. For runs.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged or foreign; says why.
+    """
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        if weights is not None:
+            raise ValueError(f"weights: expected nothing, since {path} is a converted file; got {weights!r}")
+        net, classes, backbone = load_converted(path)
+        name = f"{type(net).__name__} on {backbone}"
+        return Detector(net, name, classes, True, _source(path), {})
+    path = path / CHECKPOINT if path.is_dir() else path
+    content = load_checkpoint(path)
+    if content.get("task") != Detection.kind:
+        raise ValueError(f"model: expected a detector in {path}, got {content.get('task', 'classification')}")
+    state, facts = content["state_dict"], content["hyper_parameters"]
+    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
+    kind = held[0] if weights is None else choice("weights", weights, tuple(held))
+    prefix = PREFIXES[kind]
+    try:
+        arguments: dict[str, Any] = {**facts, "ema_decay": None}
+        task = Detection(**arguments)
+        net: Any = task.net
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"checkpoint: {path} does not fit a detector: {str(error)[:300]}") from error
+    source = {"weights": kind, "epoch": content.get("epoch"), "step": content.get("global_step")}
+    settings = content.get("run", {}).get("settings", {})
+    name = f"{type(net).__name__} on {facts['model']}"
+    return Detector(net.eval(), name, facts["classes"], "mask" in task.kinds, {**_source(path), **source}, settings)
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"checkpoint": str(path), "sha256": digest(path)}

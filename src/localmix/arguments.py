@@ -79,6 +79,12 @@ def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meani
             raise ValueError(f"{name}: expected {meaning}, got shape {tuple(value.shape)}")
 
 
+_WITH_AUTOCAST = frozenset(
+    name for name in ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu") if torch.amp.is_autocast_available(name)
+)
+"""Devices that know autocast; asked once, since torch.compile of PyTorch 2.11 cannot follow the question."""
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the dtype that an enclosing `torch.autocast` asks of matrix products; unchanged outside of one.
 
@@ -86,7 +92,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     itself does, float64 is left alone.
     """
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.amp.is_autocast_available(first.device.type):
+    if not isinstance(first, Tensor) or first.device.type not in _WITH_AUTOCAST:
         return tensors
     if not torch.is_autocast_enabled(first.device.type):
         return tensors

@@ -87,7 +87,7 @@ def draw(shapes, dtype, strided):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_output_and_gradients(case, dtype, hostile):
-    """Hostile: NaN between the numbers of the inputs and, in the deterministic mode, in memory that nothing has written."""
+    """Hostile: NaN between the numbers of the inputs, and in memory that nothing has written (deterministic mode)."""
     operator, shapes, options = case
     torch.use_deterministic_algorithms(hostile)
     tensors = draw(shapes, dtype, hostile)

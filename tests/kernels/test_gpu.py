@@ -110,8 +110,21 @@ def test_auto_takes_triton_and_compiles_as_one_graph(case):
     tensors = draw(shapes, torch.float32, False)
     assert kernels.choose(operator, "auto", next(iter(tensors.values()))) == "triton"
     torch.compiler.reset()
-    compiled = torch.compile(lambda t: getattr(kernels, operator)(**t, **options), fullgraph=True)
-    torch.testing.assert_close(compiled(tensors), getattr(kernels, operator)(**tensors, **options))
+    seen = []
+
+    def look(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def run(tensors):
+        return getattr(kernels, operator)(**tensors, **options)
+
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend=look)(tensors), run(tensors))
+    assert any("triton" in name for name in seen), seen
+    definition = getattr(functional, operator)
+    exact = definition(**{name: t.double() for name, t in tensors.items()}, **options)
+    compiled = torch.compile(run, fullgraph=True)(tensors)
+    assert_within_budget(compiled, exact, definition(**tensors, **options))
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from localmix import arguments, functional
 from localmix.arguments import Size
+from localmix.exporting import is_exporting
 from localmix.kernels import aten, native, triton
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "triton": triton, "aten": aten, "reference": functional}
@@ -254,7 +255,7 @@ _NODES = {
 
 def is_exported_with_open_size(x: Tensor) -> bool:
     """Whether `torch.export` is at work and leaves batch, height or width of x open; false for ONNX."""
-    if not torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if not is_exporting() or torch.onnx.is_in_onnx_export():
         return False
     return not all(isinstance(size, int) for size in x.shape[:3])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from localmix import arguments, functional
 from localmix.arguments import Size
+from localmix.exporting import is_exporting
 
 
 @dataclass(frozen=True, init=False)
@@ -107,7 +108,7 @@ class Window:
 
 def _exceeds(size: int, window: int) -> int:
     """1 if size > window, else 0; in an exported graph by arithmetic, for a branch would fix an open size there."""
-    if not torch.compiler.is_exporting() or isinstance(size, int):
+    if not is_exporting() or isinstance(size, int):
         return 1 if size > window else 0
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 

@@ -5,9 +5,9 @@ They are compiled when the package is installed, if a compiler is there.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from localmix.exporting import is_exporting
 from localmix.kernels.native import library
 from localmix.kernels.native.library import MISSING, description
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
@@ -35,6 +35,6 @@ def refusal(x: Tensor, named: bool) -> str | None:
         return f"it runs on the CPU and x is on {x.device}"
     if x.dtype not in library.TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "an exported graph holds PyTorch's own operators"
     return library.MISSING

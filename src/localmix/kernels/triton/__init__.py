@@ -13,6 +13,8 @@ import shutil
 import torch
 from torch import Tensor
 
+from localmix.exporting import is_exporting
+
 Pair = tuple[int, int]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,7 +35,7 @@ def refusal(x: Tensor, named: bool) -> str | None:
         return "Triton launches kernels by a stub in C, and there is no C compiler: CC, gcc or clang"
     if x.dtype not in _TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "an exported graph holds PyTorch's own operators"
     return MISSING
 

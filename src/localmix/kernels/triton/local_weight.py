@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_kernels as kernels
@@ -240,8 +239,8 @@ def _run_apply(
     dim = channels // groups
 
     def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
-        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
-        blocks_g, blocks_d = triton.cdiv(groups, block_g), triton.cdiv(dim, block_d)
+        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+        blocks_g, blocks_d = tuning.cdiv(groups, block_g), tuning.cdiv(dim, block_d)
         tuning.launch(
             kernels.apply,
             batch * tiles_h * tiles_w * blocks_g * blocks_d,
@@ -271,9 +270,9 @@ def _run_weight_gradient(
 
     def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
         tiles_h, tiles_w, blocks_g = (
-            triton.cdiv(height, tile_h),
-            triton.cdiv(width, tile_w),
-            triton.cdiv(groups, block_g),
+            tuning.cdiv(height, tile_h),
+            tuning.cdiv(width, tile_w),
+            tuning.cdiv(groups, block_g),
         )
         tuning.launch(
             kernels.weight_gradient,
@@ -306,8 +305,8 @@ def _run_hidden_gradient(
     rank, block_r = hidden.shape[3], _block_of_rank(hidden.shape[3])
 
     def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
-        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
-        blocks_g, blocks_r = triton.cdiv(groups, block_g), triton.cdiv(rank, block_r)
+        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+        blocks_g, blocks_r = tuning.cdiv(groups, block_g), tuning.cdiv(rank, block_r)
         tuning.launch(
             kernels.hidden_gradient,
             batch * tiles_h * tiles_w * blocks_r,
@@ -343,8 +342,8 @@ def _run_projection_gradient(
     block_r = _block_of_rank(rank)
 
     def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
-        tiles_h, tiles_w = triton.cdiv(height, tile_h), triton.cdiv(width, tile_w)
-        blocks_g, blocks_r = triton.cdiv(groups, block_g), triton.cdiv(rank, block_r)
+        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+        blocks_g, blocks_r = tuning.cdiv(groups, block_g), tuning.cdiv(rank, block_r)
         tiles = batch * tiles_h * tiles_w
         # the sums of the shares are no more numbers than x has
         shares = max(1, min(tiles, _MOST_SHARES, x.numel() // (lines * (rank + 1))))
@@ -354,7 +353,7 @@ def _run_projection_gradient(
         partial_of_bias = x.new_empty((shares, lines), dtype=torch.float32)
         tuning.launch(
             kernels.projection_gradient,
-            shares * triton.cdiv(kernel[0] * kernel[1], taps) * blocks_g * blocks_r,
+            shares * tuning.cdiv(kernel[0] * kernel[1], taps) * blocks_g * blocks_r,
             (gradient, x, hidden, partial, partial_of_bias, height, width, tiles_h, tiles_w, blocks_g, blocks_r),
             (shares, tiles, *_before(kernel, dilation)),
             (
@@ -384,18 +383,18 @@ def _products_of(x: Tensor) -> tuple[Any, str]:
 
 
 def _block_of_rank(rank: int) -> int:
-    return min(max(triton.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
+    return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
 def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> list[Tile]:
     """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread."""
-    channels = triton.next_power_of_2(x.shape[3] // groups)
+    channels = tuning.next_power_of_2(x.shape[3] // groups)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
     for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (2, 4, 16), (2, 2, 16)):
-        block_g = max(min(triton.next_power_of_2(groups), most), smallest)
+        block_g = max(min(tuning.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
         positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))
-        columns = min(8, triton.next_power_of_2(x.shape[2]))
+        columns = min(8, tuning.next_power_of_2(x.shape[2]))
         candidates.append((positions // columns, columns, block_g, block_d, warps))
     return list(dict.fromkeys(candidates))

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from localmix.kernels.gathered_attention import Neighborhoods, Windows, differentiable_gradients
@@ -76,7 +75,7 @@ class _Windows(Windows):
     def tiles(self, shape: Sequence[int], tile: Pair) -> Pair:
         """Rows and columns of windows."""
         before = self.arguments(shape)[:2]
-        rows, columns = (triton.cdiv(b + n, t) for b, n, t in zip(before, shape[1:3], tile, strict=True))
+        rows, columns = (tuning.cdiv(b + n, t) for b, n, t in zip(before, shape[1:3], tile, strict=True))
         return rows, columns
 
     def reach(self, shape: Sequence[int]) -> Pair:
@@ -99,7 +98,7 @@ class _Neighborhoods(Neighborhoods):
     def _longest(self, shape: Sequence[int]) -> Pair:
         """The most steps that a residue has."""
         rows, columns = self._residues(shape)
-        return triton.cdiv(shape[1], rows), triton.cdiv(shape[2], columns)
+        return tuning.cdiv(shape[1], rows), tuning.cdiv(shape[2], columns)
 
     def arguments(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the kernels: empty slots before the map, size and dilation."""
@@ -107,14 +106,14 @@ class _Neighborhoods(Neighborhoods):
 
     def tile(self, shape: Sequence[int], positions: int) -> Pair:
         """About as wide as high, so that the queries of a tile see much the same keys."""
-        height, width = map(triton.next_power_of_2, self._longest(shape))
+        height, width = map(tuning.next_power_of_2, self._longest(shape))
         rows = min(positions // min(2 ** (positions.bit_length() // 2), width), height)
         return rows, min(positions // rows, width)
 
     def tiles(self, shape: Sequence[int], tile: Pair) -> Pair:
         """Rows and columns of tiles, of all residues."""
         rows, columns = (
-            residues * triton.cdiv(length, t)
+            residues * tuning.cdiv(length, t)
             for residues, length, t in zip(self._residues(shape), self._longest(shape), tile, strict=True)
         )
         return rows, columns
@@ -290,8 +289,8 @@ def _run_in_windows(
     def run(share: int, warps: int, stages: int) -> Tensor:
         if of_bias:
             # the sums of the shares are no more numbers than query has
-            share = max(share, triton.cdiv(units * heads * slots**2, query.numel()))
-        shares = triton.cdiv(units, share)
+            share = max(share, tuning.cdiv(units * heads * slots**2, query.numel()))
+        shares = tuning.cdiv(units, share)
         partial = query.new_empty((shares, heads, slots, slots) if of_bias else (0,), dtype=torch.float32)
         tuning.launch(
             kernel,
@@ -330,7 +329,7 @@ def _run_by_tiles(
         tile = geometry.tile(query.shape, positions)
         tiles = geometry.tiles(query.shape, tile)
         own = _block(min(tile[0], height) * min(tile[1], width), positions)
-        blocks = triton.cdiv(min(tile[0], height) * min(tile[1], width), own)
+        blocks = tuning.cdiv(min(tile[0], height) * min(tile[1], width), own)
         tuning.launch(
             kernel,
             batch * math.prod(tiles) * blocks * heads,
@@ -357,7 +356,7 @@ def _run_bias_gradient(tensors: Sequence[Any], others: Sequence[Tensor], scale: 
         tiles = geometry.tiles(query.shape, tile)
         queries, keys = math.prod(tile), math.prod(t + 2 * r for t, r in zip(tile, reach, strict=True))
         own = _block(queries, positions)
-        blocks = triton.cdiv(queries, own), triton.cdiv(keys, across)
+        blocks = tuning.cdiv(queries, own), tuning.cdiv(keys, across)
         units = batch * math.prod(tiles)
         # the sums of the shares are no more numbers than query has
         shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
@@ -399,7 +398,7 @@ def _products_of(x: Tensor) -> tuple[Any, str]:
 
 def _block(size: int, most: int | None = None) -> int:
     """Side of a block, which is a power of two, for so many numbers."""
-    side = max(triton.next_power_of_2(size), _SMALLEST_FACTOR)
+    side = max(tuning.next_power_of_2(size), _SMALLEST_FACTOR)
     return side if most is None else min(side, most)
 
 

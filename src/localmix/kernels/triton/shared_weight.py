@@ -295,14 +295,14 @@ def _run_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, dilation: 
     batch, height, width, channels = x.shape
     results, kernel = weight.shape[0], weight.shape[2:]
     top, left = _before(kernel, dilation, False)
-    step = triton.cdiv(kernel[0], triton.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
+    step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
 
     def run(rows: int, tile: int, block: int, warps: int, share: int) -> Tensor:
         strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
         units = batch // results * strips * tiles
         # the sums of the shares take no more memory than x
-        share = max(share, triton.cdiv(4 * kernel[0] * kernel[1], rows * tile * x.element_size()))
-        shares = triton.cdiv(units, share)
+        share = max(share, tuning.cdiv(4 * kernel[0] * kernel[1], rows * tile * x.element_size()))
+        shares = tuning.cdiv(units, share)
         partial = x.new_empty((results, shares, kernel[0] * kernel[1], channels), dtype=torch.float32)
         tuning.launch(
             _weight_gradient,
@@ -329,13 +329,13 @@ def _before(kernel: Sequence[int], dilation: Sequence[int], flipped: bool) -> Pa
 def _pieces(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int, block: int) -> tuple[int, int, int]:
     """Strips of rows, tiles of columns and blocks of channels that cover a map."""
     _, height, width, channels = shape
-    strips = dilation[0] * triton.cdiv(triton.cdiv(height, dilation[0]), rows)
-    return strips, triton.cdiv(width, tile), triton.cdiv(channels, block)
+    strips = dilation[0] * tuning.cdiv(tuning.cdiv(height, dilation[0]), rows)
+    return strips, tuning.cdiv(width, tile), tuning.cdiv(channels, block)
 
 
 def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
     """Candidates (rows, columns, channels, warps); a row of a tile is 16 bytes of x for each thread, or 32."""
-    widest = min(64, triton.next_power_of_2(x.shape[3]))
+    widest = min(64, tuning.next_power_of_2(x.shape[3]))
     vector = 16 // x.element_size()
     few = min(4, most_rows)
     candidates = []
@@ -348,6 +348,6 @@ def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
         (few, widest, 2, 1),
         (few, widest, 4, 2),
     ):
-        columns = min(max(1, 32 * warps * vector * vectors // block), triton.next_power_of_2(x.shape[2]))
+        columns = min(max(1, 32 * warps * vector * vectors // block), tuning.next_power_of_2(x.shape[2]))
         candidates.append((rows, columns, block, warps))
     return list(dict.fromkeys(candidates))

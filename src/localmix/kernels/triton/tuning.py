@@ -78,6 +78,16 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
     return _remembered[key]
 
 
+def cdiv(number: int, by: int) -> int:
+    """`number / by`, rounded up. Triton has this too, for the device, and takes a launch's time to compute it here."""
+    return -(-number // by)
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two of at least `number`, which is positive."""
+    return 1 << (number - 1).bit_length()
+
+
 def dot_dtype(x: Tensor) -> tl.dtype:
     """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
     if is_interpreted():

@@ -139,7 +139,7 @@ def test_the_task_of_a_model(segmenter, tmp_path):
 
 
 def test_what_is_no_segmenter_is_refused(segmenter, tmp_path):
-    with pytest.raises(ValueError, match=r"weights: expected one of"):
+    with pytest.raises(ValueError, match=r"weights: expected .ema. or .raw. for"):
         load_segmenter(segmenter, "best")
     content = torch.load(segmenter / "checkpoint.ckpt", weights_only=True)
     del content["task"]

@@ -6,6 +6,7 @@ Every such source makes matrices [B|1, G, N, K], and `Sharing` says what they ar
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -63,13 +64,13 @@ class Sharing:
         return weights.shared_by_windows(self.by_slot(kernels), height, width, period, shift=shift)
 
 
-class SharedSource(nn.Module):
+class SharedSource(nn.Module, ABC):
     """source(x, connectivity) -> x, weight, for a source of `matrices`: [B|1, G, *sharing.shape] of x."""
 
     sharing: Sharing
 
-    def matrices(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def matrices(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, connectivity: Sliding | Window) -> tuple[Tensor, Tensor]:
         return x, self.sharing.by_position(self.sharing.normalised(self.matrices(x)), x, connectivity)

@@ -70,7 +70,7 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = F
     checkpoint, output = Path(checkpoint), Path(output)
     if output.suffix != ".safetensors":
         raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
-    weights = _unwrap(read_checkpoint(checkpoint))
+    weights = unwrap(read_checkpoint(checkpoint))
     layout = _layout_of(weights)
     num_classes = _num_classes(weights, layout)
     with torch.device("meta"):  # shapes are all that is needed
@@ -105,7 +105,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         ValueError: unless every weight of the checkpoint has its place, every parameter and buffer of the model is set
             and every shape is right; it lists all that is left over, missing and misshapen.
     """
-    weights = _unwrap(state_dict)
+    weights = unwrap(state_dict)
     return _convert(weights, _layout_of(weights), model)
 
 
@@ -115,7 +115,7 @@ def checkpoint_filter(state_dict: Mapping[str, Any], model: nn.Module) -> dict[s
     timm itself leaves out a classifier that does not fit, and adapts the first convolution to another number of input
     channels: these two may differ here. Since timm then ignores whatever else does not fit, all of it is refused here.
     """
-    weights = _unwrap(state_dict)
+    weights = unwrap(state_dict)
     return _convert(weights, _layout_of(weights), model, adaptable=("head.fc.", "patch_embed.proj.weight"))
 
 
@@ -158,17 +158,17 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _unwrap(state_dict: Mapping[str, Any]) -> Weights:
+def unwrap(state_dict: Mapping[str, Any]) -> Weights:
     """The weights by name, without what training has put around them."""
     if not all(isinstance(key, str) for key in state_dict):
         raise ValueError(f"checkpoint: expected names, got keys such as {list(state_dict)[:5]}")
     for wrapper in ("model", "state_dict"):
         inner = state_dict.get(wrapper)
         if isinstance(inner, Mapping):
-            return _unwrap(inner)
+            return unwrap(inner)
     for prefix in ("module.", "_orig_mod."):
         if state_dict and all(key.startswith(prefix) for key in state_dict):
-            return _unwrap({key.removeprefix(prefix): value for key, value in state_dict.items()})
+            return unwrap({key.removeprefix(prefix): value for key, value in state_dict.items()})
     return dict(state_dict)
 
 

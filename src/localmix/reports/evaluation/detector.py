@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localmix.arguments import choice
-from localmix.reports.evaluation.trained import PREFIXES, digest
+from localmix.reports.evaluation.trained import source_of, weights_in
 from localmix.tasks.detection.checkpoints import load_converted
 from localmix.tasks.detection.feature_pyramid import OnPyramid
 from localmix.tasks.detection.task import Detection
@@ -60,27 +59,21 @@ def load_detector(model: Path | str, weights: str | None = None) -> Detector:
             raise ValueError(f"weights: expected nothing, since {path} is a converted file; got {weights!r}")
         net, classes, backbone = load_converted(path)
         name = f"{type(net).__name__} on {backbone}"
-        return Detector(net, name, classes, True, _source(path), {})
+        return Detector(net, name, classes, True, source_of(path), {})
     path = path / CHECKPOINT if path.is_dir() else path
     content = load_checkpoint(path)
     if content.get("task") != Detection.kind:
         raise ValueError(f"model: expected a detector in {path}, got {content.get('task', 'classification')}")
-    state, facts = content["state_dict"], content["hyper_parameters"]
-    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
-    kind = held[0] if weights is None else choice("weights", weights, tuple(held))
-    prefix = PREFIXES[kind]
+    facts = content["hyper_parameters"]
+    kind, state = weights_in(content, path, weights)
     try:
         arguments: dict[str, Any] = {**facts, "ema_decay": None}
         task = Detection(**arguments)
         net: Any = task.net
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"checkpoint: {path} does not fit a detector: {str(error)[:300]}") from error
     source = {"weights": kind, "epoch": content.get("epoch"), "step": content.get("global_step")}
     settings = content.get("run", {}).get("settings", {})
     name = f"{type(net).__name__} on {facts['model']}"
-    return Detector(net.eval(), name, facts["classes"], "mask" in task.kinds, {**_source(path), **source}, settings)
-
-
-def _source(path: Path) -> dict[str, Any]:
-    return {"checkpoint": str(path), "sha256": digest(path)}
+    return Detector(net.eval(), name, facts["classes"], "mask" in task.kinds, {**source_of(path), **source}, settings)

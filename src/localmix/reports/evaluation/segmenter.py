@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localmix.arguments import choice
-from localmix.reports.evaluation.trained import PREFIXES, digest
+from localmix.reports.evaluation.trained import source_of, weights_in
 from localmix.tasks.engine.checkpoint import load_checkpoint
 from localmix.tasks.engine.run_folder import CHECKPOINT
 from localmix.tasks.segmentation.checkpoints import load_converted
@@ -68,28 +67,21 @@ def load_segmenter(model: Path | str, weights: str | None = None) -> Segmenter:
                 f"model: expected the {labelling.num_classes} classes of ADE20K in a converted file, since it holds no "
                 f"names, got {net.num_classes} outputs"
             )
-        return Segmenter(net, backbone, labelling, PAPER_SIDE, MEAN, STD, _source(path))
+        return Segmenter(net, backbone, labelling, PAPER_SIDE, MEAN, STD, source_of(path))
     path = path / CHECKPOINT if path.is_dir() else path
     content = load_checkpoint(path)
     if content.get("task") != Segmentation.kind:
         raise ValueError(f"model: expected a segmenter in {path}, got {content.get('task', 'classification')}")
-    state, facts = content["state_dict"], content["hyper_parameters"]
-    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
-    kind = held[0] if weights is None else choice("weights", weights, tuple(held))
+    facts = content["hyper_parameters"]
+    kind, state = weights_in(content, path, weights)
     try:
         arguments: dict[str, Any] = {**facts, "ema_decay": None}
         net: Any = Segmentation(**arguments).net
-        net.load_state_dict(
-            {k.removeprefix(PREFIXES[kind]): v for k, v in state.items() if k.startswith(PREFIXES[kind])}
-        )
+        net.load_state_dict(state)
         labelling = labelling_of(facts)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"checkpoint: {path} does not fit a segmenter: {str(error)[:300]}") from error
     source = {"weights": kind, "epoch": content.get("epoch"), "step": content.get("global_step")}
     data = content.get("run", {}).get("settings", {}).get("data.root")
     view = (facts["short_side"], facts["mean"], facts["std"])
-    return Segmenter(net.eval(), facts["model"], labelling, *view, {**_source(path), **source}, data)
-
-
-def _source(path: Path) -> dict[str, Any]:
-    return {"checkpoint": str(path), "sha256": digest(path)}
+    return Segmenter(net.eval(), facts["model"], labelling, *view, {**source_of(path), **source}, data)

@@ -118,31 +118,44 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         ValueError: it is damaged, foreign, of a net that is not known here, or has no such weights.
     """
     content = load_checkpoint(path)
-    facts, state = content["hyper_parameters"], content["state_dict"]
-    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
-    weights = weights or next(iter(held), "raw")
-    if held and weights not in held:
-        raise ValueError(f"weights: expected {' or '.join(map(repr, held))} for {path}, got {weights!r}")
+    facts = content["hyper_parameters"]
+    kind, weights_of_net = weights_in(content, path, weights)
     try:
         classes = [str(name) for name in facts["classes"]]
         options = dict(facts.get("model_kwargs") or {})
         net: Any = create_model(facts["model"], num_classes=len(classes), in_chans=facts["in_chans"], **options)
-        prefix = PREFIXES[weights]
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        net.load_state_dict(weights_of_net)
         view = _validated(facts, content.get("run", {}).get("settings", {}))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"checkpoint: {path} does not fit a net of localmix: {str(error)[:300]}") from error
-    source = {
-        "checkpoint": str(path),
-        "sha256": digest(path),
-        "weights": weights,
-        "epoch": content.get("epoch"),
-        "step": content.get("global_step"),
-    }
+    source = {**source_of(path), "weights": kind, "epoch": content.get("epoch"), "step": content.get("global_step")}
     settings = run_of(path) / "settings.json"
     training = {**facts, **(json.loads(settings.read_text()) if settings.is_file() else {})}
     training |= {"run": content["run"]} if "run" in content else {}
     return Trained(net.eval(), str(facts["model"]), classes, view, source, options, training)
+
+
+def weights_in(content: Mapping[str, Any], path: Path, weights: str | None) -> tuple[str, dict[str, Any]]:
+    """Of a checkpoint, "ema" or "raw" and the weights of that kind by their names in the net.
+
+    Args:
+        weights: the kind that is wanted; by default the moving average where there is one.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    state = content["state_dict"]
+    held = [kind for kind, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in state)]
+    kind = weights or next(iter(held), "raw")
+    if kind not in (held or PREFIXES):
+        raise ValueError(f"weights: expected {' or '.join(map(repr, held or PREFIXES))} for {path}, got {kind!r}")
+    prefix = PREFIXES[kind]
+    return kind, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def source_of(path: Path) -> dict[str, Any]:
+    """Where weights come from: the file, and what tells it from one of the same name."""
+    return {"checkpoint": str(path), "sha256": digest(path)}
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -15,19 +15,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from localmix import __version__
-from localmix.models.convert import convert_state_dict, read_checkpoint
+from localmix.models.convert import convert_state_dict, read_checkpoint, unwrap
 from localmix.models.layouts import Row, Shape
+from localmix.tasks.converted import read_converted
 from localmix.tasks.detection.detectors import detector
 from localmix.tasks.detection.feature_pyramid import OnPyramid
 from localmix.tasks.engine.checkpoint import write_atomically
 
 TASK = "detection"
 BACKBONE = "backbone."
-WRAPPERS = ("state_dict", "model")
 MARKS = {
     "cascade_mask_rcnn": "roi_head.bbox_head.0.fc_cls.bias",
     "mask_rcnn": "roi_head.bbox_head.fc_cls.bias",
@@ -117,7 +116,7 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
     if output.suffix != ".safetensors":
         raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
     content = read_checkpoint(checkpoint)
-    weights = _unwrap(content)
+    weights = unwrap(content)
     name = detector_of(weights)
     num_classes = len(weights[MARKS[name]]) - 1
     lateral = weights.get("neck.lateral_convs.0.conv.bias")
@@ -163,7 +162,7 @@ def convert_official(state_dict: Mapping[str, Any], net: OnPyramid) -> dict[str,
         ValueError: unless every weight of the checkpoint has its place, every one of the net is set and all shapes are
             right; it lists all that is left over, missing and misshapen.
     """
-    weights, expected = _unwrap(state_dict), net.state_dict()
+    weights, expected = unwrap(state_dict), net.state_dict()
     rows = ROWS[detector_of(weights)]
     converted, network, problems = {}, {}, []
     for key, value in weights.items():
@@ -177,7 +176,7 @@ def convert_official(state_dict: Mapping[str, Any], net: OnPyramid) -> dict[str,
             network[key.removeprefix(BACKBONE)] = value
         else:
             problems.append(f"left over: {key}")
-    prefix = BACKBONE + ("body." if net.backbone.network is net.backbone.body else "body.model.")
+    prefix = BACKBONE + net.backbone.prefix
     try:
         found = convert_state_dict(network, net.backbone.network)
         converted |= {prefix + key: value for key, value in found.items()}
@@ -203,26 +202,10 @@ def load_converted(path: Path) -> tuple[OnPyramid, list[str], str]:
         FileNotFoundError: there is no such file.
         ValueError: it is another file.
     """
-    weights = read_checkpoint(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-    except Exception:  # no safetensors at all, though it can be read
-        facts = {}
-    if facts.get("task") != TASK:
-        raise ValueError(f"model: expected a file that `localmix convert --task {TASK}` has written, got {path}")
+    weights, facts = read_converted(path, TASK)
     try:
         net = detector(facts["detector"], facts["architecture"], **json.loads(facts["model_args"]))
         net.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"model: {path} does not fit the net that it names: {str(error)[:300]}") from error
     return net.eval(), json.loads(facts["classes"]), facts["architecture"]
-
-
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    for wrapper in WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            return _unwrap(state_dict[wrapper])
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        return _unwrap({key.removeprefix("module."): value for key, value in state_dict.items()})
-    return dict(state_dict)

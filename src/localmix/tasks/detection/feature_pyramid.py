@@ -6,15 +6,15 @@ from itertools import pairwise
 from typing import Any
 
 from timm.layers import LayerNorm2d
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from localmix.models import DWNetBlock, Hierarchy, create_model
+from localmix.tasks.backbone import OnBackbone
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramid(OnBackbone):
     """Maps of a backbone, a norm on each where the backbone leaves them without, and a pyramid of five levels.
 
     The nets of this library end their stages with a residual sum, so each map is normed: with a batch norm behind
@@ -40,6 +40,8 @@ class FeaturePyramid(nn.Module):
     Raises:
         ValueError: the network is unknown, or has not so many maps, each half the one in front.
     """
+
+    holder = "body"
 
     def __init__(
         self,
@@ -83,32 +85,6 @@ class FeaturePyramid(nn.Module):
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return self.fpn({str(level): norm(m) for level, (norm, m) in enumerate(zip(self.norms, maps, strict=True))})
 
-    @property
-    def network(self) -> nn.Module:
-        """The backbone without what takes its maps from it."""
-        return self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Less memory for more time: blocks of the backbone run again in the backward pass.
-
-        Raises:
-            ValueError: the backbone cannot.
-        """
-        network: Any = self.network
-        try:
-            network.set_grad_checkpointing(enable)
-        except (AttributeError, AssertionError):
-            raise ValueError(
-                f"backbone: expected one that can recompute its blocks, got {type(network).__name__}"
-            ) from None
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of two axes or more that are not to decay: those that the backbone names."""
-        network: Any = self.network
-        names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-        prefix = "body." if network is self.body else "body.model."
-        return {prefix + name for name in names}
-
 
 class OnPyramid(nn.Module):
     """A detector whose `backbone` is a `FeaturePyramid`, with what an optimiser and a run ask of a net."""
@@ -116,7 +92,7 @@ class OnPyramid(nn.Module):
     backbone: FeaturePyramid
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """See `FeaturePyramid.set_grad_checkpointing`."""
+        """See `OnBackbone.set_grad_checkpointing`."""
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:

@@ -16,17 +16,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from localmix import __version__
-from localmix.models.convert import convert_state_dict, read_checkpoint
+from localmix.models.convert import convert_state_dict, read_checkpoint, unwrap
+from localmix.tasks.converted import read_converted
 from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.segmentation.upernet import UPerNet, upernet
 
 BACKBONE = "backbone."
 NORM = re.compile(r"norm(\d+)\.(\w+)")
-WRAPPERS = ("state_dict", "model")
 TASK = "segmentation"
 SIZES = {
     "num_classes": "decode_head.conv_seg.weight",
@@ -67,7 +66,7 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
-    weights = _unwrap(read_checkpoint(checkpoint))
+    weights = unwrap(read_checkpoint(checkpoint))
     absent = [key for key in SIZES.values() if not getattr(weights.get(key), "ndim", 0)]
     if absent:
         raise ValueError(
@@ -99,14 +98,7 @@ def load_converted(path: Path) -> tuple[UPerNet, str]:
         FileNotFoundError: there is no such file.
         ValueError: it is another file.
     """
-    weights = read_checkpoint(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-    except Exception:  # no safetensors at all, though it can be read
-        facts = {}
-    if facts.get("task") != TASK:
-        raise ValueError(f"model: expected a file that `localmix convert --task {TASK}` has written, got {path}")
+    weights, facts = read_converted(path, TASK)
     try:
         net = upernet(facts["architecture"], **json.loads(facts["model_args"]))
         net.load_state_dict(weights)
@@ -132,7 +124,7 @@ def convert_official(state_dict: Mapping[str, Any], net: UPerNet) -> dict[str, T
         ValueError: unless every weight of the checkpoint has its place, every one of the net is set and all shapes are
             right; it lists all that is left over, missing and misshapen.
     """
-    weights = _unwrap(state_dict)
+    weights = unwrap(state_dict)
     converted, problems = {}, []
     network = {k.removeprefix(BACKBONE): v for k, v in weights.items() if k.startswith(BACKBONE)}
     norms = {key: NORM.fullmatch(key) for key in network}
@@ -157,12 +149,3 @@ def convert_official(state_dict: Mapping[str, Any], net: UPerNet) -> dict[str, T
     if problems:
         raise ValueError("\n".join(["checkpoint: expected the weights of this UPerNet", *problems]))
     return converted
-
-
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    for wrapper in WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            return _unwrap(state_dict[wrapper])
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        return _unwrap({key.removeprefix("module."): value for key, value in state_dict.items()})
-    return dict(state_dict)

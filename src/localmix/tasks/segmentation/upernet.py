@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from localmix.arguments import choice, positive
 from localmix.models import DWNetBlock, create_model
+from localmix.tasks.backbone import OnBackbone
 
 FEATURE_NORMS = ("layer", "batch", "none")
 NUM_MAPS = 4
@@ -92,7 +92,7 @@ def _norm_of(backbone: nn.Module) -> str:
     return "layer" if any(isinstance(module, nn.LayerNorm) for module in modules) else "none"
 
 
-class UPerNet(nn.Module):
+class UPerNet(OnBackbone):
     """A backbone, a norm on each of its maps, the decoder, and the auxiliary head.
 
     Image [B, in_chans, H, W] -> logits [B, num_classes, H, W] in evaluation. In training a pair: those, and the logits
@@ -118,39 +118,9 @@ class UPerNet(nn.Module):
         return self.decode_head.conv_seg.out_channels
 
     @property
-    def network(self) -> nn.Module:
-        """The backbone without what takes its maps from it."""
-        return self.backbone.model if isinstance(self.backbone, FeatureGetterNet) else self.backbone
-
-    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Which parameters belong to its classes, as timm says it of its nets."""
         return {"classifier": ("decode_head.conv_seg", "auxiliary_head.conv_seg")}
-
-    @property
-    def prefix(self) -> str:
-        """In front of the names of `network` in those of this net."""
-        return "backbone." if self.network is self.backbone else "backbone.model."
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: blocks of the backbone run again in the backward pass.
-
-        Raises:
-            ValueError: the backbone cannot.
-        """
-        network: Any = self.network
-        try:
-            network.set_grad_checkpointing(enable)
-        except (AttributeError, AssertionError):
-            raise ValueError(
-                f"backbone: expected one that can recompute its blocks, got {type(network).__name__}"
-            ) from None
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of two axes or more that stay without weight decay: those that the backbone names."""
-        network: Any = self.network
-        names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
-        return {self.prefix + name for name in names}
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         size = image.shape[2:]

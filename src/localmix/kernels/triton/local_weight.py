@@ -13,6 +13,7 @@ from torch import Tensor
 
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -24,7 +25,7 @@ _MOST_SHARES = 64
 
 
 def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_local_weight(x, weight, kernel_size, dilation)
+    return _forward(x, weight, kernel_size, dilation)
 
 
 def projected_inhomogeneous_convolution(
@@ -37,11 +38,10 @@ def projected_inhomogeneous_convolution(
     num_groups: int,
     dilation: Pair,
 ) -> Tensor:
-    operator = torch.ops.localmix.triton_projected_local_weight
-    return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
+    return _projected_forward(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
 
 
-@torch.library.custom_op("localmix::triton_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_local_weight", ("cpu", "cuda"))
 def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
     return _run_apply(x, weight, kernel_size, dilation, transposed=False)
@@ -52,7 +52,7 @@ def _(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::triton_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_local_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor,
     x: Tensor,
@@ -118,7 +118,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
 
 
-@torch.library.custom_op("localmix::triton_projected_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_projected_local_weight", ("cpu", "cuda"))
 def _projected_forward(
     x: Tensor,
     hidden: Tensor,
@@ -145,9 +145,7 @@ def _(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(
-    "localmix::triton_projected_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda")
-)
+@operator("localmix::triton_projected_local_weight_backward", ("cpu", "cuda"))
 def _projected_backward(
     gradient: Tensor,
     x: Tensor,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.triton import tuning
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 
@@ -184,14 +185,14 @@ def _weight_gradient(
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_shared_weight(x, weight[None], bias, dilation)
+    return _forward(x, weight[None], bias, dilation)
 
 
 def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_shared_weight(x, weight, bias, dilation)
+    return _forward(x, weight, bias, dilation)
 
 
-@torch.library.custom_op("localmix::triton_shared_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_shared_weight", ("cpu", "cuda"))
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[n, c, k] * x[b, p + k, c] + bias[c], weight [N, C, kh, kw], n = b or 0 where N = 1."""
     return _run_convolution(x, weight, bias, dilation, flipped=False)
@@ -202,7 +203,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::triton_shared_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_shared_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:

@@ -93,11 +93,17 @@ class FunctionMode(torch.overrides.TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "watcher", [Mode, FunctionMode, lambda: FlopCounterMode(display=False), torch.profiler.profile], ids=repr
-)
+WATCHERS = {
+    "dispatch mode": Mode,
+    "function mode": FunctionMode,
+    "counter of FLOPs": lambda: FlopCounterMode(display=False),
+    "profiler": torch.profiler.profile,
+}
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
 def test_a_watcher_sees_the_operator(operator, seen, watcher):
-    with watcher():
+    with WATCHERS[watcher]():
         assert operator(numbers(), 2).tolist() == [1, 4, 9]
     assert len(seen) == 1
 

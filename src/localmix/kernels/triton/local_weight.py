@@ -5,6 +5,7 @@ No gradient is summed by atomic additions: each program sums its share, and the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -386,13 +387,18 @@ def _block_of_rank(rank: int) -> int:
 
 def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> list[Tile]:
     """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread."""
-    channels = tuning.next_power_of_2(x.shape[3] // groups)
+    return _tiles_of(x.shape[2], groups, x.shape[3] // groups, has_products, numbers)
+
+
+@functools.cache
+def _tiles_of(width: int, groups: int, dim: int, has_products: bool, numbers: int) -> list[Tile]:
+    channels = tuning.next_power_of_2(dim)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
     for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (2, 4, 16), (2, 2, 16)):
         block_g = max(min(tuning.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
         positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))
-        columns = min(8, tuning.next_power_of_2(x.shape[2]))
+        columns = min(8, tuning.next_power_of_2(width))
         candidates.append((positions // columns, columns, block_g, block_d, warps))
     return list(dict.fromkeys(candidates))

@@ -9,6 +9,7 @@ Weights are [N, K, C] in memory, N = 1 for all images or B, so that those of a t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -336,8 +337,12 @@ def _pieces(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int,
 
 def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
     """Candidates (rows, columns, channels, warps); a row of a tile is 16 bytes of x for each thread, or 32."""
-    widest = min(64, tuning.next_power_of_2(x.shape[3]))
-    vector = 16 // x.element_size()
+    return _tiles_of(x.shape[2], x.shape[3], 16 // x.element_size(), most_rows)
+
+
+@functools.cache
+def _tiles_of(width: int, channels: int, vector: int, most_rows: int) -> list[tuple[int, int, int, int]]:
+    widest = min(64, tuning.next_power_of_2(channels))
     few = min(4, most_rows)
     candidates = []
     for rows, block, warps, vectors in (
@@ -349,6 +354,6 @@ def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
         (few, widest, 2, 1),
         (few, widest, 4, 2),
     ):
-        columns = min(max(1, 32 * warps * vector * vectors // block), tuning.next_power_of_2(x.shape[2]))
+        columns = min(max(1, 32 * warps * vector * vectors // block), tuning.next_power_of_2(width))
         candidates.append((rows, columns, block, warps))
     return list(dict.fromkeys(candidates))

@@ -251,3 +251,28 @@ def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, r
     getattr(kernels, operator)(*transposed, **options, impl="triton")
     pointers, _ = read[1]
     assert all(t.is_contiguous() and t.equal(view) for t, view in zip(pointers, qkv, strict=True))
+
+
+@pytest.mark.parametrize("operator", ["depthwise_convolution", "homogeneous_convolution"])
+@pytest.mark.parametrize("channels", [2, 70])
+def test_pairs_of_bfloat16_give_what_single_numbers_give(operator, channels):
+    """The sums are the same, whether maps are aligned, and read as words of two channels, or not."""
+
+    def misaligned(t):
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    images = [] if operator == "depthwise_convolution" else [2]
+    x, weight, bias = torch.randn(2, 5, 6, channels), torch.randn(*images, channels, 3, 2), torch.randn(channels)
+    tensors = {"x": x.bfloat16(), "weight": weight.bfloat16(), "bias": bias.bfloat16()}
+    options, gradient = {"dilation": (1, 2), "impl": "triton"}, torch.randn(x.shape).bfloat16()
+    call = getattr(kernels, operator)
+    pairs = output_and_gradients(call, tensors, options, gradient)
+    assert misaligned(tensors["x"]).data_ptr() % 4
+    single = output_and_gradients(call, {**tensors, "x": misaligned(tensors["x"])}, options, misaligned(gradient))
+    exact = {name: t.double() for name, t in tensors.items()}
+    expected = output_and_gradients(call, exact, {**options, "impl": "reference"}, gradient.double())
+    for name, result in pairs.items():
+        assert result.equal(single[name]), name
+        # the interpreter cuts float32 off to bfloat16 where a GPU rounds
+        error = (result.double() - expected[name]).abs().max()
+        assert error <= torch.finfo(torch.bfloat16).eps * expected[name].abs().max(), name

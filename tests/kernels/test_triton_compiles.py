@@ -29,7 +29,7 @@ def kinds_of(arguments, kernel):
     """Signature, constants and alignments of a launch, as Triton's own launcher finds them."""
     import torch
 
-    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
     signature, constants, alignments = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
         if parameter.is_constexpr or (isinstance(value, int) and value == 1):

@@ -24,6 +24,7 @@ CALLS = {
     ),
     "window_attention": ([*[(2, 3, 4, 1, 3)] * 3, (1, 6, 6)], {"window_size": (3, 2), "shift": (1, 0)}),
     "neighborhood_attention": ([*[(1, 3, 4, 2, 3)] * 3, (2, 5, 3)], {"kernel_size": (3, 2), "dilation": (1, 2)}),
+    "local_mlp": ([(2, 5, 6, 4), (2, 6, 6), (2, 6)], {"window_size": (3, 2), "shift": (1, 0)}),
 }
 every_operator = pytest.mark.parametrize("operator", CALLS)
 
@@ -128,6 +129,11 @@ def nodes():
     tensors = (x, x, hidden, projection, bias, 2, *sizes)
     yield "triton_projected_local_weight_backward", (*tensors, [True, True, True, True])
     yield "triton_projected_local_weight_backward", (*tensors, [False, True, False, True])
+    matrices, window = torch.randn(2, 6, 6), ([3, 2], [1, 0])
+    yield "triton_window_weight", (x, matrices, torch.randn(2, 6), *window)
+    yield "triton_window_weight", (x, matrices, None, *window)
+    yield "triton_window_weight_backward", (x, x, matrices, *window, [True, True, True])
+    yield "triton_window_weight_backward", (x, x, matrices, *window, [False, False, True])
     query, key, value = torch.randn(1, 2, 3, 3, 1, 2).unbind(3)
     for name, bias, sizes in [
         ("window_attention", torch.randn(1, 4, 4), ([2, 2], [1, 0])),
@@ -146,15 +152,16 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def registered():
-    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight
+    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, window_weight
 
-    return local_weight, pairwise_weight, shared_weight
+    return local_weight, pairwise_weight, shared_weight, window_weight
 
 
 # the other backward nodes are differentiated by way of other operators
 WITH_GRADIENTS = {
     *("triton_shared_weight", "triton_shared_weight_backward", "triton_local_weight", "triton_local_weight_backward"),
     *("triton_projected_local_weight", "triton_window_attention", "triton_neighborhood_attention"),
+    *("triton_window_weight", "triton_window_weight_backward"),
 }
 
 
@@ -169,7 +176,7 @@ def test_nodes_are_well_formed(registered, case):
 
 
 def test_every_node_is_checked():
-    assert len(list(nodes())) == 17
+    assert len(list(nodes())) == 21
 
 
 @every_operator
@@ -234,7 +241,7 @@ def test_work_of_several_programs(operator, shapes, options):
 @pytest.mark.parametrize("operator", ["window_attention", "neighborhood_attention"])
 def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, registered, operator):
     """Their channels of a head are dense, which is all that the kernels want; other tensors are copied."""
-    _, pairwise_weight, _ = registered
+    _, pairwise_weight, *_ = registered
     read = []
 
     def launch(kernel, programs, inputs, strides, constants, warps, stages=2):

@@ -62,7 +62,13 @@ def compile_all():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, tuning  # noqa: F401
+    from localmix.kernels.triton import (  # noqa: F401
+        local_weight,
+        pairwise_weight,
+        shared_weight,
+        tuning,
+        window_weight,
+    )
 
     def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2):
         signature, values, alignments = kinds_of((*inputs, *strides, *constants), kernel)
@@ -84,6 +90,11 @@ def compile_all():
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
 
+    def launch_local_mlp(x, groups, size):
+        weight, sizes = x.new_empty(groups, size**2, size**2), ((size, size), (size // 2, size // 2))
+        torch.ops.localmix.triton_window_weight(x, weight, weight[:, 0], *sizes)
+        torch.ops.localmix.triton_window_weight_backward(x, x, weight, *sizes, (True, True, True))
+
     def launch_attention(name, x, dim, size, step):
         query, key, value = x.new_empty(*x.shape[:3], 3, 2, dim).unbind(3)
         bias = (size**2, size**2) if name == "window_attention" else (2 * size - 1, 2 * size - 1)
@@ -97,12 +108,14 @@ def compile_all():
         tuning.launch = functools.partial(compile, capability)
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
         launch_all(x, 32, 48, (7, 7))
+        launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)
     launch_attention("window_attention", x, 64, 12, 6)  # by tiles too
     # Triton makes a constant of every number that is 1
     x = torch.empty(1, 1, 1, 1)
     launch_all(x, 1, 1, (1, 1))
+    launch_local_mlp(x, 1, 1)
     launch_attention("window_attention", x, 1, 1, 0)
     launch_attention("window_attention", x, 1, 9, 0)
     launch_attention("neighborhood_attention", x, 1, 1, 1)
@@ -127,6 +140,8 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "query_gradient",
         "key_gradient",
         "bias_gradient",
+        "_mix_windows",
+        "_matrix_gradient",
     }
     assert names == expected
     assert len(launches) == 2 * 3 * len(expected)

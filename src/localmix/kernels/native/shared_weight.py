@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localmix.kernels.linear import register
 from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
-from localmix.kernels.native.linear import register
 from localmix.registration import operator
 
 Pair = tuple[int, int]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from localmix.kernels.linear import register
 from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
-from localmix.kernels.native.linear import register
 from localmix.registration import operator
 
 Pair = tuple[int, int]

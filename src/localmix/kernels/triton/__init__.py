@@ -109,3 +109,9 @@ def neighborhood_attention(
     return pairwise_weight.neighborhood_attention(
         query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale
     )
+
+
+def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pair, shift: Pair) -> Tensor:
+    from localmix.kernels.triton import window_weight
+
+    return window_weight.local_mlp(x, weight, bias, window_size=window_size, shift=shift)

@@ -283,3 +283,31 @@ def test_pairs_of_bfloat16_give_what_single_numbers_give(operator, channels):
         # the interpreter cuts float32 off to bfloat16 where a GPU rounds
         error = (result.double() - expected[name]).abs().max()
         assert error <= torch.finfo(torch.bfloat16).eps * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", ["inhomogeneous_convolution", "projected_inhomogeneous_convolution"])
+def test_every_tile_of_local_weights_is_within_the_budget(operator, dtype, registered, monkeypatch):
+    """The interpreter takes the first of them: here each in turn, blocks of groups and blocks of channels."""
+    x, groups, options = (1, 4, 6, 12), 4, {"kernel_size": (3, 2), "dilation": (1, 2)}
+    shapes = {"x": x, "weight": (1, 4, 6, groups, 6)}
+    if operator.startswith("projected"):
+        shapes = {"x": x, "hidden": (1, 4, 6, 5), "projection": (groups * 6, 5), "projection_bias": (groups * 6,)}
+        options["num_groups"] = groups
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    seen, kinds = 0, set()
+
+    def take(name, problem, candidates, run, x):
+        nonlocal most
+        most = max(most, len(candidates))
+        tile = candidates[min(seen, len(candidates) - 1)]
+        kinds.add(tile[3] == registered[0]._BY_CHANNELS)
+        return tile
+
+    monkeypatch.setattr(registered[0].tuning, "choose", take)
+    most = 1
+    while seen < most:
+        check_operator(operator, tensors, options, torch.randn(x).to(dtype), impl="triton")
+        seen += 1
+    assert seen > 3
+    assert kinds == ({False} if operator.startswith("projected") and dtype == torch.float32 else {False, True})

@@ -30,6 +30,9 @@ Pair = tuple[int, int]
 _LONGEST_COLUMN = 32
 """Taps of a kernel column that are unrolled at most."""
 
+_MOST_CHANNELS = 64
+"""Of a block."""
+
 _GRADIENTS_AT_ONCE = 8
 """Taps whose gradients are kept in registers at a time, at most."""
 
@@ -57,6 +60,7 @@ def _convolve(
     strips,
     tiles,
     blocks,
+    tap_stride,
     image_stride,
     top,
     left,
@@ -67,6 +71,7 @@ def _convolve(
     FLIPPED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PARTS: tl.constexpr,
+    OFFSET: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -77,11 +82,11 @@ def _convolve(
     `channels` are words, of `PARTS` numbers each.
     """
     pid = tl.program_id(0).to(tl.int64)
-    column = pid % tiles * BLOCK_W + tl.arange(0, BLOCK_W)
+    column = (pid % tiles).to(OFFSET) * BLOCK_W + tl.arange(0, BLOCK_W)
     pid = pid // tiles
-    strip = pid % strips
+    strip = (pid % strips).to(tl.int32)
     pid = pid // strips
-    block = pid % blocks
+    block = (pid % blocks).to(tl.int32)
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     image = pid // blocks
     first = strip // DH * (ROWS * DH) + strip % DH
@@ -106,11 +111,11 @@ def _convolve(
                 if FLIPPED:
                     tap = KH * KW - 1 - tap
                 for part in tl.static_range(PARTS):
-                    pointers = weight + (tap * PARTS + part) * channels + channel
-                    taps += (tl.load(pointers, mask=in_channels, other=0)[None, :],)
+                    # of channels that there are not, whatever it is: nothing is stored of them
+                    taps += (tl.load(weight + (tap * PARTS + part) * tap_stride + channel)[None, :],)
             row = first + (i + m) * DH - top
             here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
-            words = tl.load(x + row * width * channels + offsets, mask=here, other=0)
+            words = tl.load(x + row.to(tl.int64) * width * channels + offsets, mask=here, other=0)
             added = ()
             for r in tl.static_range(ROWS):
                 for part in tl.static_range(PARTS):
@@ -137,7 +142,8 @@ def _convolve(
         result = sums[r * PARTS] + starts[0]
         if PARTS == 2:
             result = tl.interleave(result, sums[r * PARTS + 1] + starts[1])
-        tl.store(y + row * width * (channels * PARTS) + offsets, result.to(y.dtype.element_ty), mask=here)
+        line = row.to(tl.int64) * width * (channels * PARTS)
+        tl.store(y + line + offsets, result.to(y.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -161,6 +167,7 @@ def _weight_gradient(
     DH: tl.constexpr,
     DW: tl.constexpr,
     PARTS: tl.constexpr,
+    OFFSET: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -172,9 +179,9 @@ def _weight_gradient(
     kernel column, from the cache.
     """
     pid = tl.program_id(0).to(tl.int64)
-    channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = (pid % blocks).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
     pid = pid // blocks
-    first_unit = pid % shares * share
+    first_unit = (pid % shares).to(tl.int32) * share
     last_unit = tl.minimum(first_unit + share, units)
     first_image = pid // shares
     in_channels = channel < channels
@@ -189,25 +196,26 @@ def _weight_gradient(
         for unit in range(first_unit, last_unit):
             strip = unit % strips
             tile = unit // strips % tiles
-            image = first_image + unit // strips // tiles
             first = strip // DH * (ROWS * DH) + strip % DH
-            start = image * height * width * channels
-            column = tile * BLOCK_W + tl.arange(0, BLOCK_W)
-            offsets = start + column[:, None] * channels + channel[None, :]
+            start = (first_image + unit // strips // tiles) * height * width * channels
+            column = tile.to(OFFSET) * BLOCK_W + tl.arange(0, BLOCK_W)
+            offsets = column[:, None] * channels + channel[None, :]
             gradients = ()
             for r in tl.static_range(ROWS):
                 row = first + r * DH
                 here = (column < tl.where(row < height, width, 0))[:, None] & in_channels[None, :]
-                words = tl.load(gradient + row * width * channels + offsets, mask=here, other=0)
+                line = start + row.to(tl.int64) * width * channels
+                words = tl.load(gradient + line + offsets, mask=here, other=0)
                 for part in tl.static_range(PARTS):
                     gradients += (_numbers(words, part, PARTS),)
             source = column + (j * DW - left)
-            offsets = start + source[:, None] * channels + channel[None, :]
+            offsets = source[:, None] * channels + channel[None, :]
             inside = (source >= 0)[:, None] & in_channels[None, :]
             for m in tl.static_range(ROWS + STEP - 1):
                 row = first + (i + m) * DH - top
                 here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
-                words = tl.load(x + row * width * channels + offsets, mask=here, other=0)
+                line = start + row.to(tl.int64) * width * channels
+                words = tl.load(x + line + offsets, mask=here, other=0)
                 added = ()
                 for t in tl.static_range(STEP):
                     for part in tl.static_range(PARTS):
@@ -322,8 +330,8 @@ def _run_convolution(
             _convolve,
             batch * blocks * strips * tiles,
             (words, taps, taps if bias is None else bias, y, height, width, channels, strips, tiles, blocks),
-            (taps.stride(0) if taps.shape[0] > 1 else 0, top, left),
-            (*kernel, *dilation, flipped, bias is not None, parts, step, rows, tile, block),
+            (taps.shape[3], taps.stride(0) if taps.shape[0] > 1 else 0, top, left),
+            (*kernel, *dilation, flipped, bias is not None, parts, _offset(words), step, rows, tile, block),
             warps,
         )
 
@@ -370,12 +378,13 @@ def _run_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, dilation: 
                 left,
             ),
             (),
-            (*kernel, *dilation, parts, step, rows, tile, block),
+            (*kernel, *dilation, parts, _offset(words), step, rows, tile, block),
             warps,
         )
         return partial
 
-    candidates = [(*tile, share) for share in (8, 4, 16) for tile in _tiles(words, parts, 4)]
+    tiles = _tiles(words, parts, 7)
+    candidates = [*((*tile, 8) for tile in tiles), *((*tile, share) for share in (4, 16) for tile in tiles[:2])]
     problem = (x.shape, kernel, dilation, (parts,))
     partial = run(*tuning.choose("shared_weight_gradient", problem, candidates, run, x))
     # [N, K, parts, words] to [N, C, kh, kw]
@@ -392,11 +401,19 @@ def _words_of(x: Tensor, parts: int) -> Tensor:
     return x if parts == 1 else x.view(torch.int32)
 
 
+def _offset(words: Tensor) -> Any:
+    """Integers that reach along a row, over its border too."""
+    return tl.int64 if 2 * words.shape[2] * words.shape[3] >= 2**30 else tl.int32
+
+
 def _taps(weight: Tensor, parts: int) -> Tensor:
-    """[N, K, parts, C / parts] in float32 of weights [N, C, kh, kw], by one copy."""
+    """[N, K, parts, words] in float32 of weights [N, C, kh, kw], by one copy; words that fill a block are unwritten."""
     images, channels, *kernel = weight.shape
-    taps = weight.new_empty((images, kernel[0] * kernel[1], parts, channels // parts), dtype=torch.float32)
-    return taps.copy_(weight.flatten(2).unflatten(1, (channels // parts, parts)).permute(0, 3, 2, 1))
+    words, block = channels // parts, _MOST_CHANNELS // parts
+    shape = (images, kernel[0] * kernel[1], parts, tuning.cdiv(words, block) * block)
+    taps = weight.new_empty(shape, dtype=torch.float32)
+    taps[..., :words].copy_(weight.flatten(2).unflatten(1, (words, parts)).permute(0, 3, 2, 1))
+    return taps
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int], flipped: bool) -> Pair:
@@ -420,7 +437,7 @@ def _tiles(words: Tensor, parts: int, most_rows: int) -> list[tuple[int, int, in
 
 @functools.cache
 def _tiles_of(width: int, words: int, parts: int, vector: int, most_rows: int) -> list[tuple[int, int, int, int]]:
-    widest, narrow = (min(most // parts, tuning.next_power_of_2(words)) for most in (64, 32))
+    widest, narrow = (min(most // parts, tuning.next_power_of_2(words)) for most in (_MOST_CHANNELS, 32))
     few = min(4, most_rows)
     candidates = []
     for rows, block, warps, vectors in (

@@ -408,11 +408,13 @@ def _offset(words: Tensor) -> Any:
 
 def _taps(weight: Tensor, parts: int) -> Tensor:
     """[N, K, parts, words] in float32 of weights [N, C, kh, kw], by one copy; words that fill a block are unwritten."""
-    images, channels, *kernel = weight.shape
-    words, block = channels // parts, _MOST_CHANNELS // parts
-    shape = (images, kernel[0] * kernel[1], parts, tuning.cdiv(words, block) * block)
+    images, channels, height, width = weight.shape
+    num_taps, words, block = height * width, channels // parts, _MOST_CHANNELS // parts
+    shape = (images, num_taps, parts, tuning.cdiv(words, block) * block)
     taps = weight.new_empty(shape, dtype=torch.float32)
-    taps[..., :words].copy_(weight.flatten(2).unflatten(1, (words, parts)).permute(0, 3, 2, 1))
+    strides = (channels * num_taps, 1, num_taps, parts * num_taps)
+    written = taps if words == shape[3] else taps[..., :words]
+    written.copy_(weight.contiguous().as_strided((*shape[:3], words), strides))
     return taps
 
 

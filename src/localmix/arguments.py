@@ -58,10 +58,12 @@ def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) 
     """`value`, which must be a floating tensor with the rank of `shape` (such as "B H W C"), of the kind of `like`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor [{shape.replace(' ', ', ')}], got {type(value).__name__}")
-    if value.ndim != len(shape.split()):
+    axes = shape.split()
+    if value.ndim != len(axes):
         raise ValueError(f"{name}: expected [{shape.replace(' ', ', ')}], got shape {tuple(value.shape)}")
-    if any(axis != "B" and size < 1 for axis, size in zip(shape.split(), value.shape, strict=True)):
-        raise ValueError(f"{name}: expected sizes of at least 1 (only B may be 0), got shape {tuple(value.shape)}")
+    for axis, size in zip(axes, value.shape, strict=True):
+        if axis != "B" and size < 1:
+            raise ValueError(f"{name}: expected sizes of at least 1 (only B may be 0), got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected a floating point tensor, got {value.dtype}")
     if like is not None:
@@ -75,7 +77,7 @@ def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) 
 def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: str) -> None:
     """Each axis of `value` must have one of the sizes that `expected` lists for it; None stands for any."""
     for size, allowed in zip(value.shape, expected, strict=True):
-        if None not in allowed and not any(size == a for a in allowed):
+        if None not in allowed and size not in allowed:
             raise ValueError(f"{name}: expected {meaning}, got shape {tuple(value.shape)}")
 
 

@@ -1,8 +1,9 @@
-"""Whether a graph is being exported: it then holds PyTorch's own operators, and sizes may be left open."""
+"""Who asks for PyTorch's own operators: an export, whose sizes may be left open, and transforms of functions."""
 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 
 def is_exporting() -> bool:
@@ -11,3 +12,22 @@ def is_exporting() -> bool:
     The flag behind `torch.compiler.is_exporting`, which PyTorch 2.11 takes for true in every function that it compiles.
     """
     return torch.compiler._is_exporting_flag
+
+
+def has_forward_derivatives() -> bool:
+    """Whether forward derivatives are being taken (`torch.func.jvp`, `torch.autograd.forward_ad`).
+
+    A registered operator has none; where nothing requires a gradient, PyTorch would silently lose them.
+    """
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def reason_for_plain_operators() -> str | None:
+    """Why a call must consist of PyTorch's own operators; None if it may use kernels, which have only gradients."""
+    if is_exporting():
+        return "an exported graph holds PyTorch's own operators"
+    if has_forward_derivatives():
+        return "it has no forward derivatives"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "torch.func transforms PyTorch's own operators"
+    return None

@@ -55,6 +55,12 @@ CASES = [
         dict.fromkeys(("query", "key", "value"), (2, 9, 11, 2, 5)),
         {"kernel_size": 3, "dilation": (2, 3)},
     ),
+    (
+        "local_mlp",
+        {"x": (2, 17, 10, 96), "weight": (32, 49, 49), "bias": (32, 49)},
+        {"window_size": 7, "shift": 3},
+    ),
+    ("local_mlp", {"x": (2, 13, 25, 80), "weight": (1, 144, 144)}, {"window_size": 12, "shift": (6, 0)}),
 ]
 LIKELY_SUMMANDS = 2 * 56 * 56
 """Of the gradient of a shared weight: as many as there are positions."""

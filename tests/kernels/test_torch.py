@@ -4,45 +4,50 @@ import shutil
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from localmix import kernels
 from localmix.testing import output_and_gradients
 
-# Each operator as a function of tensors alone, and the shapes of these at a batch and a map.
+# Each operator as a function of tensors and `impl`, and the shapes of these at a batch and a map.
 CALLS = {
     "depthwise_convolution": (
-        lambda x, weight, bias: kernels.depthwise_convolution(x, weight, bias, dilation=(1, 2), impl="aten"),
+        lambda x, weight, bias, impl="aten": kernels.depthwise_convolution(x, weight, bias, dilation=(1, 2), impl=impl),
         lambda b, h, w: [(b, h, w, 4), (4, 3, 2), (4,)],
     ),
     "homogeneous_convolution": (
-        lambda x, weight, bias: kernels.homogeneous_convolution(x, weight, bias, dilation=(1, 2), impl="aten"),
+        lambda x, weight, bias, impl="aten": kernels.homogeneous_convolution(
+            x, weight, bias, dilation=(1, 2), impl=impl
+        ),
         lambda b, h, w: [(b, h, w, 4), (b, 4, 3, 2), (4,)],
     ),
     "inhomogeneous_convolution": (
-        lambda x, weight: kernels.inhomogeneous_convolution(
-            x, weight, kernel_size=(3, 2), dilation=(1, 2), impl="aten"
+        lambda x, weight, impl="aten": kernels.inhomogeneous_convolution(
+            x, weight, kernel_size=(3, 2), dilation=(1, 2), impl=impl
         ),
         lambda b, h, w: [(b, h, w, 4), (b, h, w, 2, 6)],
     ),
     "projected_inhomogeneous_convolution": (
-        lambda x, hidden, projection, bias: kernels.projected_inhomogeneous_convolution(
-            x, hidden, projection, bias, num_groups=2, kernel_size=(3, 2), dilation=(1, 2), impl="aten"
+        lambda x, hidden, projection, bias, impl="aten": kernels.projected_inhomogeneous_convolution(
+            x, hidden, projection, bias, num_groups=2, kernel_size=(3, 2), dilation=(1, 2), impl=impl
         ),
         lambda b, h, w: [(b, h, w, 4), (b, h, w, 3), (12, 3), (12,)],
     ),
     "window_attention": (
-        lambda q, k, v, bias: kernels.window_attention(q, k, v, window_size=4, shift=(1, 0), bias=bias, impl="aten"),
+        lambda q, k, v, bias, impl="aten": kernels.window_attention(
+            q, k, v, window_size=4, shift=(1, 0), bias=bias, impl=impl
+        ),
         lambda b, h, w: [*[(b, h, w, 2, 3)] * 3, (2, 16, 16)],
     ),
     "neighborhood_attention": (
-        lambda q, k, v, bias: kernels.neighborhood_attention(
-            q, k, v, kernel_size=(3, 4), dilation=(2, 1), bias=bias, impl="aten"
+        lambda q, k, v, bias, impl="aten": kernels.neighborhood_attention(
+            q, k, v, kernel_size=(3, 4), dilation=(2, 1), bias=bias, impl=impl
         ),
         lambda b, h, w: [*[(b, h, w, 2, 3)] * 3, (2, 5, 7)],
     ),
     "local_mlp": (
-        lambda x, weight, bias: kernels.local_mlp(x, weight, bias, window_size=4, shift=(1, 0), impl="aten"),
+        lambda x, weight, bias, impl="aten": kernels.local_mlp(x, weight, bias, window_size=4, shift=(1, 0), impl=impl),
         lambda b, h, w: [(b, h, w, 4), (2, 16, 16), (2, 16)],
     ),
 }
@@ -127,3 +132,34 @@ def test_nodes_of_an_exported_graph_are_well_formed(node, sizes):
     for bias_or_none in (bias, None):
         arguments = (first, second, *others, bias_or_none, *scale, "aten", *sizes)
         torch.library.opcheck(getattr(torch.ops.localmix, node).default, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("operator", CALLS)
+def test_forward_derivatives_are_those_of_plain_operators(operator):
+    """A kernel has only a backward pass: a registered operator would lose the tangents, and say nothing."""
+    function, values = CALLS[operator][0], tensors(operator, height=7, width=5)
+    tangents = [torch.randn_like(t) for t in values]
+    expected = torch.func.jvp(lambda *v: function(*v, impl="reference"), tuple(values), tuple(tangents))
+    torch.testing.assert_close(
+        torch.func.jvp(lambda *v: function(*v, impl="auto"), tuple(values), tuple(tangents)), expected
+    )
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(t, tangent) for t, tangent in zip(values, tangents, strict=True)]
+        torch.testing.assert_close(forward_ad.unpack_dual(function(*dual, impl="auto")).tangent, expected[1])
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_function_transforms_serve_every_operator(operator):
+    function, values = CALLS[operator][0], tensors(operator, height=7, width=5)
+
+    def loss(impl):
+        return torch.func.grad(lambda x, *others: function(x, *others, impl=impl).square().sum())
+
+    torch.testing.assert_close(loss("auto")(*values), loss("reference")(*values), rtol=1e-4, atol=1e-4)
+
+
+def test_a_named_kernel_says_that_it_cannot_be_transformed():
+    x = torch.ones(1, 3, 3, 2)
+    with pytest.raises(ValueError, match=r"^impl: expected .* torch\.func transforms PyTorch's own operators"):
+        torch.func.grad(lambda x: kernels.depthwise_convolution(x, torch.ones(2, 3, 3), impl="native").sum())(x)

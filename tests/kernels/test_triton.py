@@ -24,6 +24,7 @@ CALLS = {
     ),
     "window_attention": ([*[(2, 3, 4, 1, 3)] * 3, (1, 6, 6)], {"window_size": (3, 2), "shift": (1, 0)}),
     "neighborhood_attention": ([*[(1, 3, 4, 2, 3)] * 3, (2, 5, 3)], {"kernel_size": (3, 2), "dilation": (1, 2)}),
+    "local_mlp": ([(2, 5, 6, 4), (2, 6, 6), (2, 6)], {"window_size": (3, 2), "shift": (1, 0)}),
 }
 every_operator = pytest.mark.parametrize("operator", CALLS)
 
@@ -128,6 +129,11 @@ def nodes():
     tensors = (x, x, hidden, projection, bias, 2, *sizes)
     yield "triton_projected_local_weight_backward", (*tensors, [True, True, True, True])
     yield "triton_projected_local_weight_backward", (*tensors, [False, True, False, True])
+    matrices, window = torch.randn(2, 6, 6), ([3, 2], [1, 0])
+    yield "triton_window_weight", (x, matrices, torch.randn(2, 6), *window)
+    yield "triton_window_weight", (x, matrices, None, *window)
+    yield "triton_window_weight_backward", (x, x, matrices, *window, [True, True, True])
+    yield "triton_window_weight_backward", (x, x, matrices, *window, [False, False, True])
     query, key, value = torch.randn(1, 2, 3, 3, 1, 2).unbind(3)
     for name, bias, sizes in [
         ("window_attention", torch.randn(1, 4, 4), ([2, 2], [1, 0])),
@@ -146,15 +152,16 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def registered():
-    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight
+    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, window_weight
 
-    return local_weight, pairwise_weight, shared_weight
+    return local_weight, pairwise_weight, shared_weight, window_weight
 
 
 # the other backward nodes are differentiated by way of other operators
 WITH_GRADIENTS = {
     *("triton_shared_weight", "triton_shared_weight_backward", "triton_local_weight", "triton_local_weight_backward"),
     *("triton_projected_local_weight", "triton_window_attention", "triton_neighborhood_attention"),
+    *("triton_window_weight", "triton_window_weight_backward"),
 }
 
 
@@ -169,7 +176,7 @@ def test_nodes_are_well_formed(registered, case):
 
 
 def test_every_node_is_checked():
-    assert len(list(nodes())) == 17
+    assert len(list(nodes())) == 21
 
 
 @every_operator
@@ -234,7 +241,7 @@ def test_work_of_several_programs(operator, shapes, options):
 @pytest.mark.parametrize("operator", ["window_attention", "neighborhood_attention"])
 def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, registered, operator):
     """Their channels of a head are dense, which is all that the kernels want; other tensors are copied."""
-    _, pairwise_weight, _ = registered
+    _, pairwise_weight, *_ = registered
     read = []
 
     def launch(kernel, programs, inputs, strides, constants, warps, stages=2):
@@ -251,3 +258,56 @@ def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, r
     getattr(kernels, operator)(*transposed, **options, impl="triton")
     pointers, _ = read[1]
     assert all(t.is_contiguous() and t.equal(view) for t, view in zip(pointers, qkv, strict=True))
+
+
+@pytest.mark.parametrize("operator", ["depthwise_convolution", "homogeneous_convolution"])
+@pytest.mark.parametrize("channels", [2, 70])
+def test_pairs_of_bfloat16_give_what_single_numbers_give(operator, channels):
+    """The sums are the same, whether maps are aligned, and read as words of two channels, or not."""
+
+    def misaligned(t):
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    images = [] if operator == "depthwise_convolution" else [2]
+    x, weight, bias = torch.randn(2, 5, 6, channels), torch.randn(*images, channels, 3, 2), torch.randn(channels)
+    tensors = {"x": x.bfloat16(), "weight": weight.bfloat16(), "bias": bias.bfloat16()}
+    options, gradient = {"dilation": (1, 2), "impl": "triton"}, torch.randn(x.shape).bfloat16()
+    call = getattr(kernels, operator)
+    pairs = output_and_gradients(call, tensors, options, gradient)
+    assert misaligned(tensors["x"]).data_ptr() % 4
+    single = output_and_gradients(call, {**tensors, "x": misaligned(tensors["x"])}, options, misaligned(gradient))
+    exact = {name: t.double() for name, t in tensors.items()}
+    expected = output_and_gradients(call, exact, {**options, "impl": "reference"}, gradient.double())
+    for name, result in pairs.items():
+        assert result.equal(single[name]), name
+        # the interpreter cuts float32 off to bfloat16 where a GPU rounds
+        error = (result.double() - expected[name]).abs().max()
+        assert error <= torch.finfo(torch.bfloat16).eps * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", ["inhomogeneous_convolution", "projected_inhomogeneous_convolution"])
+def test_every_tile_of_local_weights_is_within_the_budget(operator, dtype, registered, monkeypatch):
+    """The interpreter takes the first of them: here each in turn, blocks of groups and blocks of channels."""
+    x, groups, options = (1, 4, 6, 12), 4, {"kernel_size": (3, 2), "dilation": (1, 2)}
+    shapes = {"x": x, "weight": (1, 4, 6, groups, 6)}
+    if operator.startswith("projected"):
+        shapes = {"x": x, "hidden": (1, 4, 6, 5), "projection": (groups * 6, 5), "projection_bias": (groups * 6,)}
+        options["num_groups"] = groups
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    seen, kinds = 0, set()
+
+    def take(name, problem, candidates, run, x):
+        nonlocal most
+        most = max(most, len(candidates))
+        tile = candidates[min(seen, len(candidates) - 1)]
+        kinds.add(tile[3] == registered[0]._BY_CHANNELS)
+        return tile
+
+    monkeypatch.setattr(registered[0].tuning, "choose", take)
+    most = 1
+    while seen < most:
+        check_operator(operator, tensors, options, torch.randn(x).to(dtype), impl="triton")
+        seen += 1
+    assert seen > 3
+    assert kinds == ({False} if operator.startswith("projected") and dtype == torch.float32 else {False, True})

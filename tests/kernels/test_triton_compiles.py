@@ -29,7 +29,7 @@ def kinds_of(arguments, kernel):
     """Signature, constants and alignments of a launch, as Triton's own launcher finds them."""
     import torch
 
-    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
     signature, constants, alignments = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
         if parameter.is_constexpr or (isinstance(value, int) and value == 1):
@@ -62,7 +62,13 @@ def compile_all():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, tuning  # noqa: F401
+    from localmix.kernels.triton import (  # noqa: F401
+        local_weight,
+        pairwise_weight,
+        shared_weight,
+        tuning,
+        window_weight,
+    )
 
     def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2):
         signature, values, alignments = kinds_of((*inputs, *strides, *constants), kernel)
@@ -84,6 +90,11 @@ def compile_all():
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
 
+    def launch_local_mlp(x, groups, size):
+        weight, sizes = x.new_empty(groups, size**2, size**2), ((size, size), (size // 2, size // 2))
+        torch.ops.localmix.triton_window_weight(x, weight, weight[:, 0], *sizes)
+        torch.ops.localmix.triton_window_weight_backward(x, x, weight, *sizes, (True, True, True))
+
     def launch_attention(name, x, dim, size, step):
         query, key, value = x.new_empty(*x.shape[:3], 3, 2, dim).unbind(3)
         bias = (size**2, size**2) if name == "window_attention" else (2 * size - 1, 2 * size - 1)
@@ -96,13 +107,16 @@ def compile_all():
     for capability, dtype in itertools.product([90, 80], [torch.float32, torch.bfloat16, torch.float16]):
         tuning.launch = functools.partial(compile, capability)
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
-        launch_all(x, 32, 48, (7, 7))
+        launch_all(x, 32, 48, (7, 7))  # small groups, by channels where that is faster
+        launch_all(x, 16, 48, (7, 7))
+        launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)
     launch_attention("window_attention", x, 64, 12, 6)  # by tiles too
     # Triton makes a constant of every number that is 1
     x = torch.empty(1, 1, 1, 1)
     launch_all(x, 1, 1, (1, 1))
+    launch_local_mlp(x, 1, 1)
     launch_attention("window_attention", x, 1, 1, 0)
     launch_attention("window_attention", x, 1, 9, 0)
     launch_attention("neighborhood_attention", x, 1, 1, 1)
@@ -127,9 +141,15 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "query_gradient",
         "key_gradient",
         "bias_gradient",
+        "apply_by_channels",
+        "hidden_gradient_by_channels",
+        "projection_gradient_by_channels",
+        "_mix_windows",
+        "_matrix_gradient",
     }
     assert names == expected
-    assert len(launches) == 2 * 3 * len(expected)
+    # products in float32 are made by groups alone
+    assert len(launches) == 2 * 3 * len(expected) - 2 * 2
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

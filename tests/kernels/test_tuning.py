@@ -33,6 +33,7 @@ def measured(monkeypatch, tmp_path):
 
     monkeypatch.setenv("LOCALMIX_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_remembered", {})
+    monkeypatch.setattr(tuning, "_chosen", {})
     monkeypatch.setattr(tuning, "is_interpreted", lambda: False)
     monkeypatch.setattr(tuning, "_device_name", lambda x: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -49,6 +50,7 @@ def choose(problem=PROBLEM, candidates=CANDIDATES, x=X):
 def forget():
     """As a new process begins."""
     tuning._remembered.clear()
+    tuning._chosen.clear()
 
 
 def test_takes_the_fastest_and_measures_once(measured, tmp_path):
@@ -130,3 +132,92 @@ def test_a_tile_that_does_not_fit_the_gpu_is_never_the_fastest(monkeypatch):
 
     monkeypatch.setattr(tuning.triton.testing, "do_bench", fails)
     assert tuning._milliseconds(lambda: None) == math.inf
+
+
+class Kernel:
+    """What Triton's launcher gives: a call compiles and runs, what was compiled runs without Triton's launcher."""
+
+    def __init__(self):
+        self.compiled, self.direct = [], []
+
+    def __getitem__(self, grid):
+        def launch(*values, **options):
+            self.compiled.append((grid, options))
+            return {(*grid, 1, 1): lambda *values: self.direct.append((grid, values))}
+
+        return launch
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(tuning, "_compiled", {})
+    monkeypatch.setattr(torch.version, "hip", None)
+    return Kernel()
+
+
+def test_a_kernel_that_was_launched_alike_needs_no_launcher(kernel):
+    for scale in (0.5, 0.25):
+        other = torch.zeros(4)
+        tuning.launch(kernel, 3, (X, other, 7, scale), (2,), (True, "ieee"), 4)
+    assert kernel.compiled == [((3,), {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True})]
+    ((grid, values),) = kernel.direct
+    assert grid == (3,)
+    assert values[0] is X
+    assert values[1] is other
+    assert values[2:] == (7, 0.25, 2, True, "ieee")
+
+
+def test_whatever_triton_compiles_for_is_told_apart(kernel):
+    def launch(x=X, *, programs=3, number=7, stride=2, constant="ieee", warps=4, stages=2, launched=kernel):
+        tuning.launch(launched, programs, (x, number), (stride,), (constant,), warps, stages)
+
+    another = Kernel()
+    cases = [
+        {},
+        {"x": X.half()},
+        {"x": torch.ones(9)[1:]},  # no longer aligned
+        {"programs": 4},
+        {"number": 8},
+        {"stride": 16},
+        {"constant": "tf32"},
+        {"warps": 8},
+        {"stages": 1},
+    ]
+    for case in cases:
+        launch(**case)
+    launch(launched=another)
+    assert (len(kernel.compiled), len(another.compiled)) == (len(cases), 1)
+    assert not kernel.direct
+    for case in cases:
+        launch(**case)
+    assert len(kernel.direct) == len(kernel.compiled) == len(cases)
+
+
+def test_launches_of_ever_more_sizes_do_not_pile_up(kernel, monkeypatch):
+    monkeypatch.setattr(tuning, "_MOST_KEPT", 8)
+    for programs in range(30):
+        tuning.launch(kernel, programs, (X,), (), (), 4)
+        assert len(tuning._compiled) <= 8
+
+
+def test_what_the_interpreter_runs_is_not_kept(monkeypatch):
+    class Interpreted:
+        calls = 0
+
+        def __getitem__(self, grid):
+            def launch(*values, **options):
+                Interpreted.calls += 1
+
+            return launch
+
+    interpreted = Interpreted()
+    for _ in range(2):
+        tuning.launch(interpreted, 1, (X,), (), (), 4)
+    assert Interpreted.calls == 2
+
+
+def test_a_choice_is_found_again_without_rounding(measured, monkeypatch):
+    assert choose() == (2, 4)
+    monkeypatch.setattr(tuning, "_rounded", lambda problem: pytest.fail("looked up again"))
+    assert choose() == (2, 4)
+    assert measured == CANDIDATES

@@ -14,10 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localmix.exporting import has_forward_derivatives
+
 Pair = tuple[int, int]
 
 # Devices whose grouped convolution has been seen right for several samples; one other backend is silently wrong there.
 _GROUPED_CONVOLUTION_IS_RIGHT = frozenset({"cpu", "cuda", "meta"})
+
+
+def refusal(x: Tensor, named: bool) -> str | None:
+    """Why a call on x, named or not, is not served; None if it is."""
+    if has_forward_derivatives():
+        return "PyTorch's fused attention and the sums of shifted products have no forward derivatives"
+    return None
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:

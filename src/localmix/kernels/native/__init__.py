@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from localmix.exporting import is_exporting
+from localmix.exporting import reason_for_plain_operators
 from localmix.kernels.native import library
 from localmix.kernels.native.library import MISSING, description
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
@@ -35,6 +35,4 @@ def refusal(x: Tensor, named: bool) -> str | None:
         return f"it runs on the CPU and x is on {x.device}"
     if x.dtype not in library.TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
-    if is_exporting():
-        return "an exported graph holds PyTorch's own operators"
-    return library.MISSING
+    return reason_for_plain_operators() or library.MISSING

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 
@@ -17,7 +18,7 @@ _FORWARD, _BACKWARD_X, _BACKWARD_WEIGHT = range(3)
 
 
 def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.local_weight(x, weight, kernel_size, dilation)
+    return _forward(x, weight, kernel_size, dilation)
 
 
 def projected_inhomogeneous_convolution(
@@ -30,11 +31,10 @@ def projected_inhomogeneous_convolution(
     num_groups: int,
     dilation: Pair,
 ) -> Tensor:
-    operator = torch.ops.localmix.projected_local_weight
-    return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
+    return _projected_forward(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
 
 
-@torch.library.custom_op("localmix::local_weight", mutates_args=(), device_types="cpu")
+@operator("localmix::local_weight", "cpu")
 def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
     x, weight = x.contiguous(), _ordered(weight)
@@ -49,7 +49,7 @@ def _(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::local_weight_backward", mutates_args=(), device_types="cpu")
+@operator("localmix::local_weight_backward", "cpu")
 def _backward(
     gradient: Tensor,
     x: Tensor,
@@ -117,7 +117,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
 
 
-@torch.library.custom_op("localmix::projected_local_weight", mutates_args=(), device_types="cpu")
+@operator("localmix::projected_local_weight", "cpu")
 def _projected_forward(
     x: Tensor,
     hidden: Tensor,
@@ -151,7 +151,7 @@ def _(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::projected_local_weight_backward", mutates_args=(), device_types="cpu")
+@operator("localmix::projected_local_weight_backward", "cpu")
 def _projected_backward(
     gradient: Tensor,
     x: Tensor,

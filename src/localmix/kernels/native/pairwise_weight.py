@@ -14,6 +14,7 @@ from torch import Tensor
 
 from localmix.kernels.gathered_attention import Neighborhoods, Windows, differentiable_gradients
 from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
+from localmix.registration import Operator
 
 Pair = tuple[int, int]
 
@@ -28,7 +29,7 @@ def window_attention(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    return torch.ops.localmix.native_window_attention(query, key, value, bias, _scale(query, scale), window_size, shift)
+    return _attend_in_windows(query, key, value, bias, _scale(query, scale), window_size, shift)
 
 
 def neighborhood_attention(
@@ -41,9 +42,7 @@ def neighborhood_attention(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    return torch.ops.localmix.native_neighborhood_attention(
-        query, key, value, bias, _scale(query, scale), kernel_size, dilation
-    )
+    return _attend_in_neighborhoods(query, key, value, bias, _scale(query, scale), kernel_size, dilation)
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
@@ -154,7 +153,7 @@ def _empty_gradients(
     return [query.new_empty((0,) if t is None or not n else t.shape) for t, n in zip(tensors, needed, strict=True)]
 
 
-def _register(name: str, make: Callable[..., Windows | Neighborhoods]) -> None:
+def _register(name: str, make: Callable[..., Windows | Neighborhoods]) -> Operator:
     """Registers an attention and its gradients with PyTorch: `native_<name>`, of two pairs that say what is seen."""
     tensors = "Tensor query, Tensor key, Tensor value, Tensor? bias"
     options = "float scale, SymInt[] size, SymInt[] step"
@@ -169,18 +168,11 @@ def _register(name: str, make: Callable[..., Windows | Neighborhoods]) -> None:
         *operands, size, step, needed = inputs
         return _gradients(*operands, seen(size, step), needed)
 
-    forward = torch.library.custom_op(
-        f"localmix::native_{name}",
-        run,
-        mutates_args=(),
-        device_types="cpu",
-        schema=f"({tensors}, {options}) -> Tensor",
-    )
-    backward = torch.library.custom_op(
+    forward = Operator(f"localmix::native_{name}", run, "cpu", schema=f"({tensors}, {options}) -> Tensor")
+    backward = Operator(
         f"localmix::native_{name}_backward",
         run_backward,
-        mutates_args=(),
-        device_types="cpu",
+        "cpu",
         schema=f"(Tensor gradient, {tensors}, {options}, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)",
     )
 
@@ -199,7 +191,8 @@ def _register(name: str, make: Callable[..., Windows | Neighborhoods]) -> None:
     forward.register_fake(lambda query, *_: query.new_empty(query.shape))
     backward.register_fake(lambda gradient, *inputs: tuple(_empty_gradients(*inputs[:4], inputs[-1])))
     forward.register_autograd(gradients, setup_context=save)
+    return forward
 
 
-_register("window_attention", Windows)
-_register("neighborhood_attention", Neighborhoods)
+_attend_in_windows = _register("window_attention", Windows)
+_attend_in_neighborhoods = _register("neighborhood_attention", Neighborhoods)

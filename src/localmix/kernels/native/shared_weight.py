@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localmix.kernels.linear import register
 from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
-from localmix.kernels.native.linear import register
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.native_shared_weight(x, weight[None], bias, dilation)
+    return _forward(x, weight[None], bias, dilation)
 
 
 def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.native_shared_weight(x, weight, bias, dilation)
+    return _forward(x, weight, bias, dilation)
 
 
 class _Problem(ctypes.Structure):
@@ -50,7 +51,7 @@ def _mix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]
     return y
 
 
-@torch.library.custom_op("localmix::native_shared_weight", mutates_args=(), device_types="cpu")
+@operator("localmix::native_shared_weight", "cpu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = bias[c] + sum_k weight[b, c, k] * x[b, p + k, c], weight [B or 1, C, kh, kw]."""
     if len(weight) == 1 and instruction_set() == "avx512" and not is_forked():
@@ -74,7 +75,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::native_shared_weight_backward", mutates_args=(), device_types="cpu")
+@operator("localmix::native_shared_weight_backward", "cpu")
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from localmix.kernels.linear import register
 from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
-from localmix.kernels.native.linear import register
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 
 
 def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pair, shift: Pair) -> Tensor:
-    return torch.ops.localmix.native_window_weight(x, weight, bias, window_size, shift)
+    return _forward(x, weight, bias, window_size, shift)
 
 
 class _Problem(ctypes.Structure):
@@ -59,7 +60,7 @@ def _run(
         raise MemoryError(NO_MEMORY)
 
 
-@torch.library.custom_op("localmix::native_window_weight", mutates_args=(), device_types="cpu")
+@operator("localmix::native_window_weight", "cpu")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int], shift: Sequence[int]
 ) -> Tensor:
@@ -76,7 +77,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::native_window_weight_backward", mutates_args=(), device_types="cpu")
+@operator("localmix::native_window_weight_backward", "cpu")
 def _backward(
     gradient: Tensor,
     x: Tensor,

@@ -13,7 +13,7 @@ import shutil
 import torch
 from torch import Tensor
 
-from localmix.exporting import is_exporting
+from localmix.exporting import reason_for_plain_operators
 
 Pair = tuple[int, int]
 
@@ -35,9 +35,7 @@ def refusal(x: Tensor, named: bool) -> str | None:
         return "Triton launches kernels by a stub in C, and there is no C compiler: CC, gcc or clang"
     if x.dtype not in _TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"
-    if is_exporting():
-        return "an exported graph holds PyTorch's own operators"
-    return MISSING
+    return reason_for_plain_operators() or MISSING
 
 
 def _is_interpreted() -> bool:
@@ -111,3 +109,9 @@ def neighborhood_attention(
     return pairwise_weight.neighborhood_attention(
         query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale
     )
+
+
+def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pair, shift: Pair) -> Tensor:
+    from localmix.kernels.triton import window_weight
+
+    return window_weight.local_mlp(x, weight, bias, window_size=window_size, shift=shift)

@@ -5,14 +5,19 @@ No gradient is summed by atomic additions: each program sums its share, and the 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
+from localmix.kernels.triton import local_weight_by_channels as by_channels
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -22,9 +27,15 @@ _SMALLEST_FACTOR = 16
 
 _MOST_SHARES = 64
 
+_SMALL_GROUP = 8
+"""Channels of a group up to which blocks of channels may be faster than blocks of groups."""
+
+_BY_CHANNELS = 0
+"""Stands for the channels of a group in a tile of channels, whatever their groups."""
+
 
 def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_local_weight(x, weight, kernel_size, dilation)
+    return _forward(x, weight, kernel_size, dilation)
 
 
 def projected_inhomogeneous_convolution(
@@ -37,11 +48,10 @@ def projected_inhomogeneous_convolution(
     num_groups: int,
     dilation: Pair,
 ) -> Tensor:
-    operator = torch.ops.localmix.triton_projected_local_weight
-    return operator(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
+    return _projected_forward(x, hidden, projection, projection_bias, num_groups, kernel_size, dilation)
 
 
-@torch.library.custom_op("localmix::triton_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_local_weight", ("cpu", "cuda"))
 def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
     return _run_apply(x, weight, kernel_size, dilation, transposed=False)
@@ -52,7 +62,7 @@ def _(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::triton_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_local_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor,
     x: Tensor,
@@ -118,7 +128,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
 
 
-@torch.library.custom_op("localmix::triton_projected_local_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_projected_local_weight", ("cpu", "cuda"))
 def _projected_forward(
     x: Tensor,
     hidden: Tensor,
@@ -145,9 +155,7 @@ def _(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(
-    "localmix::triton_projected_local_weight_backward", mutates_args=(), device_types=("cpu", "cuda")
-)
+@operator("localmix::triton_projected_local_weight_backward", ("cpu", "cuda"))
 def _projected_backward(
     gradient: Tensor,
     x: Tensor,
@@ -237,19 +245,25 @@ def _run_apply(
         operands = (hidden, hidden, projection, hidden if bias is None else bias.contiguous())
         strides = (0, 0, 0, 0, 0)
     dim = channels // groups
+    # of an image, in the strides of its map, of hidden features and of weights
+    reach = sum((n - 1) * stride for n, stride in zip((height, width, groups), strides[1:4], strict=True))
+    largest = height * width * max(channels, rank) + reach
 
-    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
-        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        blocks_g, blocks_d = tuning.cdiv(groups, block_g), tuning.cdiv(dim, block_d)
+    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
+        tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
+        if block_d == _BY_CHANNELS:
+            function, blocks = by_channels.apply_by_channels, (tuning.cdiv(channels, block),)
+            sizes = (_offset(largest), tile_h, tile_w, block)
+        else:
+            blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
+            function, sizes = kernels.apply, (tile_h, tile_w, block, block_d)
         tuning.launch(
-            kernels.apply,
-            batch * tiles_h * tiles_w * blocks_g * blocks_d,
-            (x, y, *operands, height, width, tiles_h, tiles_w, blocks_g, blocks_d, *_before(kernel, dilation)),
+            function,
+            batch * math.prod(tiles) * math.prod(blocks),
+            (x, y, *operands, height, width, *tiles, *blocks, *_before(kernel, dilation)),
             strides,
-            (
-                *(groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x)),
-                *(tile_h, tile_w, block_g, block_d, _block_of_rank(rank)),
-            ),
+            (*constants, *sizes, _block_of_rank(rank)),
             warps,
         )
 
@@ -283,7 +297,7 @@ def _run_weight_gradient(
             warps,
         )
 
-    candidates = _tiles(x, groups, False)
+    candidates = _tiles_of_groups(width, groups, channels // groups, False, 64)
     problem = (x.shape, (groups, of_weight.stride(3) == 1), kernel, dilation)
     run(*tuning.choose("local_weight_gradient", problem, candidates, run, x))
 
@@ -304,18 +318,21 @@ def _run_hidden_gradient(
     batch, height, width, channels = x.shape
     rank, block_r = hidden.shape[3], _block_of_rank(hidden.shape[3])
 
-    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
-        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        blocks_g, blocks_r = tuning.cdiv(groups, block_g), tuning.cdiv(rank, block_r)
+    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
+        tiles, blocks_r = (tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)), tuning.cdiv(rank, block_r)
+        constants = (groups, channels // groups, rank, *kernel, *dilation, *_products_of(x))
+        if block_d == _BY_CHANNELS:
+            function, blocks = by_channels.hidden_gradient_by_channels, (blocks_r,)
+            sizes = (_offset(height * width * max(channels, rank)), tile_h, tile_w, block)
+        else:
+            function, blocks = kernels.hidden_gradient, (tuning.cdiv(groups, block), blocks_r)
+            sizes = (tile_h, tile_w, block, block_d)
         tuning.launch(
-            kernels.hidden_gradient,
-            batch * tiles_h * tiles_w * blocks_r,
-            (gradient, x, projection, of_hidden, height, width, tiles_h, tiles_w, blocks_g, blocks_r),
+            function,
+            batch * math.prod(tiles) * blocks_r,
+            (gradient, x, projection, of_hidden, height, width, *tiles, *blocks),
             _before(kernel, dilation),
-            (
-                *(groups, channels // groups, rank, *kernel, *dilation, *_products_of(x)),
-                *(tile_h, tile_w, block_g, block_d, block_r),
-            ),
+            (*constants, *sizes, block_r),
             warps,
         )
 
@@ -339,27 +356,30 @@ def _run_projection_gradient(
         return x.new_zeros(lines, rank), x.new_zeros(lines)
     gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
     batch, height, width, channels = x.shape
-    block_r = _block_of_rank(rank)
+    block_r, num_taps = _block_of_rank(rank), kernel[0] * kernel[1]
 
-    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
-        tiles_h, tiles_w = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        blocks_g, blocks_r = tuning.cdiv(groups, block_g), tuning.cdiv(rank, block_r)
-        tiles = batch * tiles_h * tiles_w
+    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
+        tiles, blocks_r = (tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)), tuning.cdiv(rank, block_r)
+        rows = channels * num_taps if block_d == _BY_CHANNELS else lines
         # the sums of the shares are no more numbers than x has
-        shares = max(1, min(tiles, _MOST_SHARES, x.numel() // (lines * (rank + 1))))
+        shares = max(1, min(batch * math.prod(tiles), _MOST_SHARES, x.numel() // (rows * (rank + 1))))
         # and those of a program fit the registers
-        taps = max(1, min(kernel[0] * kernel[1], 4096 // (block_g * block_r), 4))
-        partial = x.new_empty((shares, lines, rank), dtype=torch.float32)
-        partial_of_bias = x.new_empty((shares, lines), dtype=torch.float32)
+        taps = max(1, min(num_taps, 4096 // (block * block_r), 2 if x.dtype == torch.float32 else 4))
+        partial = x.new_empty((shares, rows, rank), dtype=torch.float32)
+        partial_of_bias = x.new_empty((shares, rows), dtype=torch.float32)
+        constants = (groups, channels // groups, rank, *kernel, *dilation, *_products_of(x))
+        if block_d == _BY_CHANNELS:
+            function, blocks = by_channels.projection_gradient_by_channels, tuning.cdiv(channels, block)
+            sizes = (_offset(height * width * max(channels, rank)), taps, tile_h, tile_w, block)
+        else:
+            function, blocks = kernels.projection_gradient, tuning.cdiv(groups, block)
+            sizes = (taps, tile_h, tile_w, block, block_d)
         tuning.launch(
-            kernels.projection_gradient,
-            shares * tuning.cdiv(kernel[0] * kernel[1], taps) * blocks_g * blocks_r,
-            (gradient, x, hidden, partial, partial_of_bias, height, width, tiles_h, tiles_w, blocks_g, blocks_r),
-            (shares, tiles, *_before(kernel, dilation)),
-            (
-                *(groups, channels // groups, rank, *kernel, *dilation, *_products_of(x), taps),
-                *(tile_h, tile_w, block_g, block_d, block_r),
-            ),
+            function,
+            shares * tuning.cdiv(num_taps, taps) * blocks * blocks_r,
+            (gradient, x, hidden, partial, partial_of_bias, height, width, *tiles, blocks, blocks_r),
+            (shares, batch * math.prod(tiles), *_before(kernel, dilation)),
+            (*constants, *sizes, block_r),
             warps,
             stages=1,
         )
@@ -369,7 +389,10 @@ def _run_projection_gradient(
     partial, partial_of_bias = run(
         *tuning.choose("projected_local_weight_projection", problem, _tiles(x, groups, True, 16), run, x)
     )
-    return partial.sum(0).to(projection.dtype), partial_of_bias.sum(0).to(projection.dtype)
+    # of channels or of groups: [shares, G, D or 1, K, R]
+    each = (-1, groups, partial.shape[1] // lines, num_taps)
+    of_projection, of_bias = partial.view(*each, rank).sum((0, 2)), partial_of_bias.view(each).sum((0, 2))
+    return of_projection.flatten(0, 1).to(projection.dtype), of_bias.flatten().to(projection.dtype)
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -386,15 +409,43 @@ def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
+def _offset(largest: int) -> Any:
+    """Integers that reach so far."""
+    return tl.int64 if largest >= 2**31 else tl.int32
+
+
 def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> list[Tile]:
-    """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread."""
-    channels = tuning.next_power_of_2(x.shape[3] // groups)
+    """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread.
+
+    Small groups come as channels too; but not for products in float32, which are no work for a matrix unit.
+    """
+    width, channels = x.shape[2:]
+    candidates = _tiles_of_groups(width, groups, channels // groups, has_products, numbers)
+    if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
+        return [*_tiles_by_channels(width, channels), *candidates[:2]]
+    return candidates
+
+
+@functools.cache
+def _tiles_by_channels(width: int, channels: int) -> list[Tile]:
+    """Candidates (rows, columns, channels, `_BY_CHANNELS`, warps)."""
+    columns, most = min(8, tuning.next_power_of_2(width)), tuning.next_power_of_2(channels)
+    candidates = []
+    for positions, block, warps in ((128, 32, 4), (64, 32, 4), (128, 64, 8), (64, 64, 4)):
+        block_c = max(min(block, most), _SMALLEST_FACTOR)
+        candidates.append((positions // columns, columns, block_c, _BY_CHANNELS, warps))
+    return list(dict.fromkeys(candidates))
+
+
+@functools.cache
+def _tiles_of_groups(width: int, groups: int, dim: int, has_products: bool, numbers: int) -> list[Tile]:
+    channels = tuning.next_power_of_2(dim)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
     for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (2, 4, 16), (2, 2, 16)):
         block_g = max(min(tuning.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
         positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))
-        columns = min(8, tuning.next_power_of_2(x.shape[2]))
+        columns = min(8, tuning.next_power_of_2(width))
         candidates.append((positions // columns, columns, block_g, block_d, warps))
     return list(dict.fromkeys(candidates))

@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _positions(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+def positions_of(tile, tiles_h, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     """Image, rows and columns of the positions of a tile; some may be outside of the map."""
     local = tl.arange(0, TILE_H * TILE_W)
     column = tile % tiles_w * TILE_W + local % TILE_W
@@ -36,7 +36,7 @@ def _block(x, position, inside, group, first, G: tl.constexpr, D: tl.constexpr, 
 
 
 @triton.jit
-def _features(hidden, position, inside, first, RANK: tl.constexpr, BLOCK_R: tl.constexpr, FACTOR: tl.constexpr):
+def features_of(hidden, position, inside, first, RANK: tl.constexpr, BLOCK_R: tl.constexpr, FACTOR: tl.constexpr):
     """Block [positions, features from `first` on] of hidden."""
     rank = first + tl.arange(0, BLOCK_R)
     mask = inside[:, None] & (rank < RANK)[None, :]
@@ -89,11 +89,11 @@ def apply(
     first = pid % blocks_d * BLOCK_D
     pid = pid // blocks_d
     group = pid % blocks_g * BLOCK_G + tl.arange(0, BLOCK_G)
-    image, row, column = _positions(pid // blocks_g, tiles_h, tiles_w, TILE_H, TILE_W)
+    image, row, column = positions_of(pid // blocks_g, tiles_h, tiles_w, TILE_H, TILE_W)
     position, on_map = _locate(image, row, column, height, width)
     RESIDENT: tl.constexpr = RANK > 0 and RANK <= BLOCK_R and not TRANSPOSED
     if RESIDENT:
-        features = _features(hidden, position, on_map, 0, RANK, BLOCK_R, FACTOR)
+        features = features_of(hidden, position, on_map, 0, RANK, BLOCK_R, FACTOR)
 
     sums = tl.zeros((TILE_H * TILE_W, BLOCK_G, BLOCK_D), tl.float32)
     for k in range(KH * KW):
@@ -113,7 +113,7 @@ def apply(
             weights = tl.zeros((TILE_H * TILE_W, BLOCK_G), tl.float32)
             for r in range(0, RANK, BLOCK_R):
                 if not RESIDENT:
-                    features = _features(hidden, owner, known, r, RANK, BLOCK_R, FACTOR)
+                    features = features_of(hidden, owner, known, r, RANK, BLOCK_R, FACTOR)
                 rank = r + tl.arange(0, BLOCK_R)
                 pointers = projection + (group[None, :] * (KH * KW) + k) * RANK + rank[:, None]
                 mask = (group < G)[None, :] & (rank < RANK)[:, None]
@@ -184,7 +184,7 @@ def weight_gradient(
     """of_weight[p, g, k] = sum over the channels of group g of gradient[p] * x[p + k]."""
     pid = tl.program_id(0).to(tl.int64)
     group = pid % blocks_g * BLOCK_G + tl.arange(0, BLOCK_G)
-    image, row, column = _positions(pid // blocks_g, tiles_h, tiles_w, TILE_H, TILE_W)
+    image, row, column = positions_of(pid // blocks_g, tiles_h, tiles_w, TILE_H, TILE_W)
     position, on_map = _locate(image, row, column, height, width)
     own = _block(gradient, position, on_map, group, 0, G, D, BLOCK_D)
     of_position = image * stride_b + row * stride_h + column * stride_w
@@ -231,7 +231,7 @@ def hidden_gradient(
     """of_hidden[p] = sum_k sum_g of_weight[p, g, k] * projection[g, k], of_weight made and forgotten."""
     pid = tl.program_id(0).to(tl.int64)
     rank = pid % blocks_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, row, column = _positions(pid // blocks_r, tiles_h, tiles_w, TILE_H, TILE_W)
+    image, row, column = positions_of(pid // blocks_r, tiles_h, tiles_w, TILE_H, TILE_W)
     position, on_map = _locate(image, row, column, height, width)
     sums = tl.zeros((TILE_H * TILE_W, BLOCK_R), tl.float32)
     for block in range(blocks_g):
@@ -299,10 +299,10 @@ def projection_gradient(
         sums += (tl.zeros((BLOCK_G, BLOCK_R), tl.float32),)
         sums_of_bias += (tl.zeros((BLOCK_G,), tl.float32),)
     for tile in range(share, tiles, shares):
-        image, row, column = _positions(tile, tiles_h, tiles_w, TILE_H, TILE_W)
+        image, row, column = positions_of(tile, tiles_h, tiles_w, TILE_H, TILE_W)
         position, on_map = _locate(image, row, column, height, width)
         own = _block(gradient, position, on_map, group, 0, G, D, BLOCK_D)
-        features = _features(hidden, position, on_map, block_r * BLOCK_R, RANK, BLOCK_R, FACTOR)
+        features = features_of(hidden, position, on_map, block_r * BLOCK_R, RANK, BLOCK_R, FACTOR)
         added = ()
         added_to_bias = ()
         for t in tl.static_range(TAPS):

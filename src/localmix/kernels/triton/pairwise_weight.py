@@ -18,6 +18,7 @@ from localmix.kernels.gathered_attention import Neighborhoods, Windows, differen
 from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
 from localmix.kernels.triton import pairwise_window_kernels as in_windows
 from localmix.kernels.triton import tuning
+from localmix.registration import Operator
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -38,8 +39,7 @@ def window_attention(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    operator = torch.ops.localmix.triton_window_attention
-    return operator(query, key, value, bias, _scale(query, scale), window_size, shift)[0]
+    return _attend_in_windows(query, key, value, bias, _scale(query, scale), window_size, shift)[0]
 
 
 def neighborhood_attention(
@@ -52,8 +52,7 @@ def neighborhood_attention(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    operator = torch.ops.localmix.triton_neighborhood_attention
-    return operator(query, key, value, bias, _scale(query, scale), kernel_size, dilation)[0]
+    return _attend_in_neighborhoods(query, key, value, bias, _scale(query, scale), kernel_size, dilation)[0]
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
@@ -144,7 +143,7 @@ class _Neighborhoods(Neighborhoods):
 _Geometry = _Windows | _Neighborhoods
 
 
-def _register(name: str, make: Callable[..., _Geometry]) -> None:
+def _register(name: str, make: Callable[..., _Geometry]) -> Operator:
     """Registers an attention and its gradients with PyTorch: `triton_<name>`, of two pairs that make its geometry."""
     tensors, options = (
         "Tensor query, Tensor key, Tensor value, Tensor? bias",
@@ -162,18 +161,11 @@ def _register(name: str, make: Callable[..., _Geometry]) -> None:
         return _run_gradients(*operands, geometry(size, step), needed)
 
     devices = ("cpu", "cuda")
-    forward = torch.library.custom_op(
-        f"localmix::triton_{name}",
-        run,
-        mutates_args=(),
-        device_types=devices,
-        schema=f"({tensors}, {options}) -> (Tensor, Tensor)",
-    )
-    backward = torch.library.custom_op(
+    forward = Operator(f"localmix::triton_{name}", run, devices, schema=f"({tensors}, {options}) -> (Tensor, Tensor)")
+    backward = Operator(
         f"localmix::triton_{name}_backward",
         run_backward,
-        mutates_args=(),
-        device_types=devices,
+        devices,
         schema=f"(Tensor gradient, {tensors}, Tensor output, Tensor lse, {options}, bool[] needed)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
     )
@@ -194,6 +186,7 @@ def _register(name: str, make: Callable[..., _Geometry]) -> None:
     forward.register_fake(lambda query, *inputs: _empty_results(query, geometry(*inputs[-2:])))
     backward.register_fake(lambda gradient, *inputs: tuple(_empty_gradients(*inputs[:4], inputs[-1])))
     forward.register_autograd(gradients, setup_context=save)
+    return forward
 
 
 def _empty_results(query: Tensor, geometry: _Geometry) -> tuple[Tensor, Tensor]:
@@ -425,5 +418,5 @@ def _choose(
     return tuning.choose(kernel.__name__, problem, candidates, run, query)
 
 
-_register("window_attention", _Windows)
-_register("neighborhood_attention", _Neighborhoods)
+_attend_in_windows = _register("window_attention", _Windows)
+_attend_in_neighborhoods = _register("neighborhood_attention", _Neighborhoods)

@@ -4,11 +4,16 @@ Most of the work is reading x once per tap from the L1 cache. So a program owns 
 a dilation apart, and a row of x that it has read serves every one of them that it is a tap of. The taps of a kernel
 column are unrolled, the columns are a loop.
 
-Weights are [N, K, C] in memory, N = 1 for all images or B, so that those of a tap lie side by side.
+Weights are [N, K, C] in memory, N = 1 for all images or B, so that those of a tap lie side by side, in float32.
+
+To turn bfloat16 into float32 one by one takes as many instructions as to multiply and add. So two neighboring channels
+are read as one word, whose halves are float32 but for a shift or a mask: maps are then [B, H, W, C / 2] words and
+weights [N, K, 2, C / 2], with the first channel of every pair in part 0 and the second in part 1.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +23,29 @@ import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.triton import tuning
+from localmix.registration import operator
 
 Pair = tuple[int, int]
 
 _LONGEST_COLUMN = 32
 """Taps of a kernel column that are unrolled at most."""
 
+_MOST_CHANNELS = 64
+"""Of a block."""
+
 _GRADIENTS_AT_ONCE = 8
 """Taps whose gradients are kept in registers at a time, at most."""
+
+
+@triton.jit
+def _numbers(words, PART: tl.constexpr, PARTS: tl.constexpr):
+    """One part of words of two bfloat16 numbers in float32, or the words, which are numbers then."""
+    if PARTS == 1:
+        return words.to(tl.float32)
+    elif PART == 0:
+        return (words << 16).to(tl.float32, bitcast=True)
+    else:
+        return (words & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -40,6 +60,7 @@ def _convolve(
     strips,
     tiles,
     blocks,
+    tap_stride,
     image_stride,
     top,
     left,
@@ -49,27 +70,33 @@ def _convolve(
     DW: tl.constexpr,
     FLIPPED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    OFFSET: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order."""
+    """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order.
+
+    `channels` are words, of `PARTS` numbers each.
+    """
     pid = tl.program_id(0).to(tl.int64)
-    column = pid % tiles * BLOCK_W + tl.arange(0, BLOCK_W)
+    column = (pid % tiles).to(OFFSET) * BLOCK_W + tl.arange(0, BLOCK_W)
     pid = pid // tiles
-    strip = pid % strips
+    strip = (pid % strips).to(tl.int32)
     pid = pid // strips
-    channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    block = (pid % blocks).to(tl.int32)
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     image = pid // blocks
     first = strip // DH * (ROWS * DH) + strip % DH
     in_channels = channel < channels
     x += image * height * width * channels
-    y += image * height * width * channels
+    y += image * height * width * (channels * PARTS)
     weight += image * image_stride
 
     sums = ()
-    for _ in tl.static_range(ROWS):
+    for _ in tl.static_range(ROWS * PARTS):
         sums += (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
     for step in range(KH // STEP * KW):
         i = step // KW * STEP
@@ -83,27 +110,40 @@ def _convolve(
                 tap = (i + m) * KW + j
                 if FLIPPED:
                     tap = KH * KW - 1 - tap
-                taps += (tl.load(weight + tap * channels + channel, mask=in_channels, other=0).to(tl.float32)[None, :],)
+                for part in tl.static_range(PARTS):
+                    # of channels that there are not, whatever it is: nothing is stored of them
+                    taps += (tl.load(weight + (tap * PARTS + part) * tap_stride + channel)[None, :],)
             row = first + (i + m) * DH - top
             here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
-            values = tl.load(x + row * width * channels + offsets, mask=here, other=0).to(tl.float32)
+            words = tl.load(x + row.to(tl.int64) * width * channels + offsets, mask=here, other=0)
             added = ()
             for r in tl.static_range(ROWS):
-                if m - r >= 0 and m - r < STEP:
-                    added += (sums[r] + values * taps[m - r],)
-                else:
-                    added += (sums[r],)
+                for part in tl.static_range(PARTS):
+                    if m - r >= 0 and m - r < STEP:
+                        values = _numbers(words, part, PARTS)
+                        added += (sums[r * PARTS + part] + values * taps[(m - r) * PARTS + part],)
+                    else:
+                        added += (sums[r * PARTS + part],)
             sums = added
 
-    offset = tl.zeros((1, BLOCK_C), tl.float32)
-    if HAS_BIAS:
-        offset += tl.load(bias + channel, mask=in_channels, other=0).to(tl.float32)[None, :]
-    offsets = column[:, None] * channels + channel[None, :]
+    starts = ()
+    for part in tl.static_range(PARTS):
+        start = tl.zeros((1, BLOCK_C), tl.float32)
+        if HAS_BIAS:
+            pointers = bias + channel * PARTS + part
+            start += tl.load(pointers, mask=in_channels, other=0).to(tl.float32)[None, :]
+        starts += (start,)
+    number = block * (BLOCK_C * PARTS) + tl.arange(0, BLOCK_C * PARTS)
+    in_channels = number < channels * PARTS
+    offsets = column[:, None] * (channels * PARTS) + number[None, :]
     for r in tl.static_range(ROWS):
         row = first + r * DH
         here = (column < tl.where(row < height, width, 0))[:, None] & in_channels[None, :]
-        result = (sums[r] + offset).to(y.dtype.element_ty)
-        tl.store(y + row * width * channels + offsets, result, mask=here)
+        result = sums[r * PARTS] + starts[0]
+        if PARTS == 2:
+            result = tl.interleave(result, sums[r * PARTS + 1] + starts[1])
+        line = row.to(tl.int64) * width * (channels * PARTS)
+        tl.store(y + line + offsets, result.to(y.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -126,72 +166,81 @@ def _weight_gradient(
     KW: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,
+    PARTS: tl.constexpr,
+    OFFSET: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """partial[n, share, k] = sum over the positions of a share of gradient[p] * x[p + k].
+    """partial[n, share, k, part] = sum over the positions of a share of gradient[p] * x[p + k].
 
     A share is some of the `units` of result n, a unit is a strip of one image. The share is read again for every
     kernel column, from the cache.
     """
     pid = tl.program_id(0).to(tl.int64)
-    channel = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = (pid % blocks).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
     pid = pid // blocks
-    first_unit = pid % shares * share
+    first_unit = (pid % shares).to(tl.int32) * share
     last_unit = tl.minimum(first_unit + share, units)
     first_image = pid // shares
     in_channels = channel < channels
-    partial += pid * (KH * KW) * channels
+    partial += pid * (KH * KW * PARTS) * channels
 
     for step in range((KH + STEP - 1) // STEP * KW):
         i = step // KW * STEP
         j = step % KW
         sums = ()
-        for _ in tl.static_range(STEP):
+        for _ in tl.static_range(STEP * PARTS):
             sums += (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
         for unit in range(first_unit, last_unit):
             strip = unit % strips
             tile = unit // strips % tiles
-            image = first_image + unit // strips // tiles
             first = strip // DH * (ROWS * DH) + strip % DH
-            start = image * height * width * channels
-            column = tile * BLOCK_W + tl.arange(0, BLOCK_W)
-            offsets = start + column[:, None] * channels + channel[None, :]
+            start = (first_image + unit // strips // tiles) * height * width * channels
+            column = tile.to(OFFSET) * BLOCK_W + tl.arange(0, BLOCK_W)
+            offsets = column[:, None] * channels + channel[None, :]
             gradients = ()
             for r in tl.static_range(ROWS):
                 row = first + r * DH
                 here = (column < tl.where(row < height, width, 0))[:, None] & in_channels[None, :]
-                gradients += (tl.load(gradient + row * width * channels + offsets, mask=here, other=0).to(tl.float32),)
+                line = start + row.to(tl.int64) * width * channels
+                words = tl.load(gradient + line + offsets, mask=here, other=0)
+                for part in tl.static_range(PARTS):
+                    gradients += (_numbers(words, part, PARTS),)
             source = column + (j * DW - left)
-            offsets = start + source[:, None] * channels + channel[None, :]
+            offsets = source[:, None] * channels + channel[None, :]
             inside = (source >= 0)[:, None] & in_channels[None, :]
             for m in tl.static_range(ROWS + STEP - 1):
                 row = first + (i + m) * DH - top
                 here = inside & (source < tl.where((row >= 0) & (row < height), width, 0))[:, None]
-                values = tl.load(x + row * width * channels + offsets, mask=here, other=0).to(tl.float32)
+                line = start + row.to(tl.int64) * width * channels
+                words = tl.load(x + line + offsets, mask=here, other=0)
                 added = ()
                 for t in tl.static_range(STEP):
-                    if m - t >= 0 and m - t < ROWS:
-                        added += (sums[t] + values * gradients[m - t],)
-                    else:
-                        added += (sums[t],)
+                    for part in tl.static_range(PARTS):
+                        if m - t >= 0 and m - t < ROWS:
+                            values = _numbers(words, part, PARTS)
+                            added += (sums[t * PARTS + part] + values * gradients[(m - t) * PARTS + part],)
+                        else:
+                            added += (sums[t * PARTS + part],)
                 sums = added
         for t in tl.static_range(STEP):
-            pointers = partial + ((i + t) * KW + j) * channels + channel
-            tl.store(pointers, tl.sum(sums[t], 0), mask=channel < tl.where(i + t < KH, channels, 0))
+            for part in tl.static_range(PARTS):
+                pointers = partial + (((i + t) * KW + j) * PARTS + part) * channels + channel
+                here = channel < tl.where(i + t < KH, channels, 0)
+                tl.store(pointers, tl.sum(sums[t * PARTS + part], 0), mask=here)
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_shared_weight(x, weight[None], bias, dilation)
+    return _forward(x, weight[None], bias, dilation)
 
 
 def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
-    return torch.ops.localmix.triton_shared_weight(x, weight, bias, dilation)
+    return _forward(x, weight, bias, dilation)
 
 
-@torch.library.custom_op("localmix::triton_shared_weight", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_shared_weight", ("cpu", "cuda"))
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[n, c, k] * x[b, p + k, c] + bias[c], weight [N, C, kh, kw], n = b or 0 where N = 1."""
     return _run_convolution(x, weight, bias, dilation, flipped=False)
@@ -202,7 +251,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("localmix::triton_shared_weight_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@operator("localmix::triton_shared_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
@@ -267,24 +316,27 @@ def _run_convolution(
     y = torch.empty_like(x)
     if not y.numel():
         return y
-    batch, height, width, channels = x.shape
-    taps, kernel = weight.flatten(2).transpose(1, 2).contiguous(), weight.shape[2:]
+    parts = _parts(x)
+    words = _words_of(x, parts)
+    batch, height, width, channels = words.shape
+    kernel, bias = weight.shape[2:], None if bias is None else bias.contiguous()
+    taps = _taps(weight, parts)
     top, left = _before(kernel, dilation, flipped)
     step = kernel[0] if kernel[0] <= _LONGEST_COLUMN else 1
 
     def run(rows: int, tile: int, block: int, warps: int) -> None:
-        strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
+        strips, tiles, blocks = _pieces(words.shape, dilation, rows, tile, block)
         tuning.launch(
             _convolve,
             batch * blocks * strips * tiles,
-            (x, taps, taps if bias is None else bias.contiguous(), y, height, width, channels, strips, tiles, blocks),
-            (taps.stride(0) if taps.shape[0] > 1 else 0, top, left),
-            (*kernel, *dilation, flipped, bias is not None, step, rows, tile, block),
+            (words, taps, taps if bias is None else bias, y, height, width, channels, strips, tiles, blocks),
+            (taps.shape[3], taps.stride(0) if taps.shape[0] > 1 else 0, top, left),
+            (*kernel, *dilation, flipped, bias is not None, parts, _offset(words), step, rows, tile, block),
             warps,
         )
 
-    candidates = _tiles(x, 7 if 1 < step < 16 else 4 if step > 1 else 1)
-    run(*tuning.choose("shared_weight", (x.shape, kernel, dilation), candidates, run, x))
+    candidates = _tiles(words, parts, 7 if 1 < step < 16 else 4 if step > 1 else 1)
+    run(*tuning.choose("shared_weight", (x.shape, kernel, dilation, (parts,)), candidates, run, x))
     return y
 
 
@@ -292,31 +344,78 @@ def _run_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, dilation: 
     if not x.numel():
         return torch.zeros_like(weight, memory_format=torch.contiguous_format)
     gradient, x = gradient.contiguous(), x.contiguous()
-    batch, height, width, channels = x.shape
+    parts = min(_parts(gradient), _parts(x))
+    gradients, words = _words_of(gradient, parts), _words_of(x, parts)
+    batch, height, width, channels = words.shape
     results, kernel = weight.shape[0], weight.shape[2:]
     top, left = _before(kernel, dilation, False)
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
 
     def run(rows: int, tile: int, block: int, warps: int, share: int) -> Tensor:
-        strips, tiles, blocks = _pieces(x.shape, dilation, rows, tile, block)
+        strips, tiles, blocks = _pieces(words.shape, dilation, rows, tile, block)
         units = batch // results * strips * tiles
         # the sums of the shares take no more memory than x
         share = max(share, tuning.cdiv(4 * kernel[0] * kernel[1], rows * tile * x.element_size()))
         shares = tuning.cdiv(units, share)
-        partial = x.new_empty((results, shares, kernel[0] * kernel[1], channels), dtype=torch.float32)
+        partial = x.new_empty((results, shares, kernel[0] * kernel[1], parts, channels), dtype=torch.float32)
         tuning.launch(
             _weight_gradient,
             results * shares * blocks,
-            (gradient, x, partial, height, width, channels, strips, tiles, blocks, shares, share, units, top, left),
+            (
+                gradients,
+                words,
+                partial,
+                height,
+                width,
+                channels,
+                strips,
+                tiles,
+                blocks,
+                shares,
+                share,
+                units,
+                top,
+                left,
+            ),
             (),
-            (*kernel, *dilation, step, rows, tile, block),
+            (*kernel, *dilation, parts, _offset(words), step, rows, tile, block),
             warps,
         )
         return partial
 
-    candidates = [(*tile, share) for share in (8, 4, 16) for tile in _tiles(x, 4)]
-    partial = run(*tuning.choose("shared_weight_gradient", (x.shape, kernel, dilation), candidates, run, x))
-    return partial.sum(1).transpose(1, 2).unflatten(2, kernel).to(weight.dtype).contiguous()
+    tiles = _tiles(words, parts, 7)
+    candidates = [*((*tile, 8) for tile in tiles), *((*tile, share) for share in (4, 16) for tile in tiles[:2])]
+    problem = (x.shape, kernel, dilation, (parts,))
+    partial = run(*tuning.choose("shared_weight_gradient", problem, candidates, run, x))
+    # [N, K, parts, words] to [N, C, kh, kw]
+    return partial.sum(1).permute(0, 3, 2, 1).flatten(1, 2).unflatten(2, kernel).to(weight.dtype).contiguous()
+
+
+def _parts(x: Tensor) -> int:
+    """Numbers of a word of memory: two if it is bfloat16 in pairs."""
+    is_paired = x.dtype == torch.bfloat16 and x.shape[3] % 2 == 0 and x.data_ptr() % 4 == 0
+    return 2 if is_paired else 1
+
+
+def _words_of(x: Tensor, parts: int) -> Tensor:
+    return x if parts == 1 else x.view(torch.int32)
+
+
+def _offset(words: Tensor) -> Any:
+    """Integers that reach along a row, over its border too."""
+    return tl.int64 if 2 * words.shape[2] * words.shape[3] >= 2**30 else tl.int32
+
+
+def _taps(weight: Tensor, parts: int) -> Tensor:
+    """[N, K, parts, words] in float32 of weights [N, C, kh, kw], by one copy; words that fill a block are unwritten."""
+    images, channels, height, width = weight.shape
+    num_taps, words, block = height * width, channels // parts, _MOST_CHANNELS // parts
+    shape = (images, num_taps, parts, tuning.cdiv(words, block) * block)
+    taps = weight.new_empty(shape, dtype=torch.float32)
+    strides = (channels * num_taps, 1, num_taps, parts * num_taps)
+    written = taps if words == shape[3] else taps[..., :words]
+    written.copy_(weight.contiguous().as_strided((*shape[:3], words), strides))
+    return taps
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int], flipped: bool) -> Pair:
@@ -333,21 +432,25 @@ def _pieces(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int,
     return strips, tuning.cdiv(width, tile), tuning.cdiv(channels, block)
 
 
-def _tiles(x: Tensor, most_rows: int) -> list[tuple[int, int, int, int]]:
-    """Candidates (rows, columns, channels, warps); a row of a tile is 16 bytes of x for each thread, or 32."""
-    widest = min(64, tuning.next_power_of_2(x.shape[3]))
-    vector = 16 // x.element_size()
+def _tiles(words: Tensor, parts: int, most_rows: int) -> list[tuple[int, int, int, int]]:
+    """Candidates (rows, columns, words, warps); a row of a tile is 16 bytes for each thread, or 32."""
+    return _tiles_of(words.shape[2], words.shape[3], parts, 16 // words.element_size(), most_rows)
+
+
+@functools.cache
+def _tiles_of(width: int, words: int, parts: int, vector: int, most_rows: int) -> list[tuple[int, int, int, int]]:
+    widest, narrow = (min(most // parts, tuning.next_power_of_2(words)) for most in (_MOST_CHANNELS, 32))
     few = min(4, most_rows)
     candidates = []
     for rows, block, warps, vectors in (
         (most_rows, widest, 4, 1),
-        (most_rows, min(32, widest), 4, 1),
+        (most_rows, narrow, 4, 1),
         (most_rows, widest, 2, 1),
         (few, widest, 4, 1),
-        (few, min(32, widest), 4, 1),
+        (few, narrow, 4, 1),
         (few, widest, 2, 1),
         (few, widest, 4, 2),
     ):
-        columns = min(max(1, 32 * warps * vector * vectors // block), tuning.next_power_of_2(x.shape[2]))
+        columns = min(max(1, 32 * warps * vector * vectors // block), tuning.next_power_of_2(width))
         candidates.append((rows, columns, block, warps))
     return list(dict.fromkeys(candidates))

@@ -22,6 +22,11 @@ from torch import Tensor
 Tile = tuple[int, ...]
 
 _remembered: dict[tuple[Any, ...], Tile] = {}
+_chosen: dict[tuple[Any, ...], Tile] = {}
+_compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+
+_MOST_KEPT = 4096
+"""Launches and choices that are kept at most, of so many sizes of maps: a few hundred bytes each."""
 
 
 def is_interpreted() -> bool:
@@ -49,9 +54,18 @@ def launch(
         warps: of a program.
         stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
     """
+    # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of
+    key = (id(kernel), programs, warps, stages, inputs[0].device, *map(_kind, inputs), *strides, *constants)
+    run = _compiled.get(key)
     with torch.cuda.device_of(inputs[0]):
+        if run is not None:
+            run(*inputs, *strides, *constants)
+            return
         # fused multiply-adds are named because Triton is about to change its default
-        kernel[(programs,)](*inputs, *strides, *constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        compiled = kernel[(programs,)](*inputs, *strides, *constants, **options)
+    if compiled is not None and not torch.version.hip:  # an AMD kernel depends on the size of the memory too
+        _keep(_compiled, key, compiled[(programs, 1, 1)])
 
 
 def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor) -> Tile:
@@ -62,6 +76,18 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
     """
     if is_interpreted() or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
+    exactly = (name, *map(tuple, problem), x.dtype, x.device)
+    tile = _chosen.get(exactly)
+    if tile is None or tile not in candidates:
+        tile = _choose(name, problem, candidates, run, x)
+        if not torch.cuda.is_current_stream_capturing():
+            _keep(_chosen, exactly, tile)
+    return tile
+
+
+def _choose(
+    name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor
+) -> Tile:
     key = (name, *_rounded(problem), x.dtype, x.device)
     if key not in _remembered:
         # in the file, what tells GPUs and compilers apart too
@@ -98,6 +124,19 @@ def dot_dtype(x: Tensor) -> tl.dtype:
 def dot_precision(x: Tensor) -> str:
     """How a matrix unit may round float32, as `torch.backends.cuda.matmul.allow_tf32` has it."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _kind(value: Any) -> Any:
+    """What a compiled kernel depends on: dtype and alignment of a tensor, an integer itself, of a float nothing."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    return float if isinstance(value, float) else value
+
+
+def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(memory) >= _MOST_KEPT:
+        memory.clear()
+    memory[key] = value
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

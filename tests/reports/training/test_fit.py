@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -37,13 +38,17 @@ def whole(fit, few_images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
-def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, step):
+def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, step, capsys):
     shutil.copytree(whole, tmp_path / "run")
     for path in (tmp_path / "run").glob("checkpoints/*"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()
     assert fit(tmp_path / "run", **RICH) == 0
     assert_same_runs(whole, tmp_path / "run")
+    said = dict(re.findall(r"^epoch (\d+)  loss (\S+)", capsys.readouterr().err, re.MULTILINE))
+    means = [f"{sum(losses(whole)[epoch * 3 : epoch * 3 + 3]) / 3:.3f}" for epoch in range(3)]
+    # also of the epoch that it went on within, all steps count
+    assert said == {str(epoch + 1): means[epoch] for epoch in range(step // 3, 3)}
 
 
 @pytest.fixture

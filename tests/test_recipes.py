@@ -25,6 +25,13 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=name)
+def test_every_file_says_what_it_comes_to(path):
+    """Also those that others build on."""
+    settings, text = parse(["--config", str(path)])
+    assert settings.model.name in NAMES and f"name: {settings.model.name}" in text
+
+
 def test_every_row_has_a_recipe():
     expected = {f"{stem}_{size}" for stem in SKELETONS for size in DROP_PATH} | {"localmlp_tiny", "localnat_tiny"}
     assert {path.stem for path in PAPER} == expected

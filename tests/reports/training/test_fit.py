@@ -149,6 +149,15 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
         (["--resume=never.ckpt"], "no such file"),
         (["--weights=none.pth"], "No such file"),
         (["--data.views=imagenet"], "data.root: expected images in files or shards, of which data.views"),
+        (["--seed=-1"], "seed: expected a number at least 0, got -1"),
+        (["--data.workers=-1"], "data.workers: expected a number at least 0, got -1"),
+        (["--model.lr=-1"], "model.lr: expected a number at least 0, got -1.0"),
+        (["--model.warmup=1.5"], "model.warmup: expected a number from 0 to 1, got 1.5"),
+        (["--model.ema_decay=1"], "model.ema_decay: expected a number at least 0 and below 1, got 1.0"),
+        (["--data.crop_pct=0"], "data.crop_pct: expected a number above 0 and at most 1, got 0.0"),
+        (["--model.lr=.nan"], "model.lr: expected a number at least 0, got nan"),
+        (["--model.model_kwargs.window=5"], "model: dwnet_nano has no argument 'window'"),
+        (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed needs a GPU"),
         (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
     ],
 )
@@ -230,6 +239,16 @@ def test_a_damaged_checkpoint_is_passed_over(fit, assert_same_runs, whole, tmp_p
         path.write_bytes(b"")
     assert fit(tmp_path / "run", **RICH) == 2
     assert "is whole: " in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_names_its_best_checkpoint(fit, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    best = (whole / "best.ckpt").read_bytes()
+    # killed when the checkpoint of the last epoch was saved, but not yet named
+    (tmp_path / "run/best.ckpt").write_bytes(b"of an epoch before")
+    assert fit(tmp_path / "run", **RICH) == 0
+    assert "holds the whole run of 9 steps, nothing is left to do" in capsys.readouterr().err
+    assert (tmp_path / "run/best.ckpt").read_bytes() == best
 
 
 def test_another_run_in_the_same_folder_is_refused(fit, whole, few_images, tmp_path, capsys):

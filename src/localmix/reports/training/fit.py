@@ -60,6 +60,8 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     what = kind(settings.task)
     data = what.load(settings.data, say)
     device = trainer.strategy.root_device.type
+    if device == "cpu" and settings.trainer.precision == "16-mixed":
+        raise ValueError("trainer.precision: 16-mixed needs a GPU, expected bf16-mixed or 32-true on a CPU")
     facts = {
         "settings": _plain(flat(settings.as_dict())),
         "fingerprint": data.fingerprint,
@@ -94,7 +96,14 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         record.on_epoch = watch.epoch
     if resumed:
         record.go_on(resumed[1])
-        say(f"goes on from {resumed[0]}: epoch {record.batches.epoch + 1}, step {resumed[1]['global_step']}")
+        step = resumed[1]["global_step"]
+        if record.batches.epoch >= settings.trainer.max_epochs:
+            say(
+                f"{folder} holds the whole run of {step} steps, nothing is left to do; to train longer: "
+                f"--resume {resumed[0]} with more --trainer.max_epochs"
+            )
+        else:
+            say(f"goes on from {resumed[0]}: epoch {record.batches.epoch + 1}, step {step}")
     trainer.loggers = _loggers(settings.log, folder, resumed)
     saving = Saving(
         record,

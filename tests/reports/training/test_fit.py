@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -318,12 +319,33 @@ def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
-    images, _ = few_images["train"]
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on(fit, few_images, tmp_path, in_front_of, capsys):
+    folders(tmp_path / "images", few_images["train"][0])
+    settings = {"data.root": tmp_path / "images", "data.workers": 1, "trainer.max_epochs": 2, "save.every": 1}
+    killed = []
+
+    def kill(task, batch, index):
+        if task.global_step == 3 and not killed:
+            (worker,) = multiprocessing.active_children()
+            killed.append(os.kill(worker.pid, signal.SIGKILL))
+
+    in_front_of(kill)
+    assert fit(tmp_path / "run", **settings) == 1
+    assert "data.workers: a process that loads images has ended" in capsys.readouterr().err
+    assert fit(tmp_path / "run", **settings) == 0
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def folders(root, images):
     for index in range(28):
         name = f"{'train' if index < 24 else 'val'}/{'shoe' if index % 2 else 'other'}/{index}.png"
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[index % 24]).save(tmp_path / "images" / name)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index % 24]).save(root / name)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
+    folders(tmp_path / "images", few_images["train"][0])
     settings = {"data.root": tmp_path / "images", "data.views": "imagenet", "trainer.max_epochs": 2, "save.every": 1}
     settings |= {"model.name": "localmlp_nano", "save.keep": 100}
     assert fit(tmp_path / "whole", **settings) == 0

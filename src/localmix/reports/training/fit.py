@@ -33,7 +33,7 @@ CONFIG, RUN = "config.yaml", "run.json"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `localmix fit`; gives the exit status: 0 done, 1 not finite, 75 stopped by a signal and ready to go on."""
+    """Run `localmix fit`; gives the exit status: 0 done, 1 failed under way, 75 stopped by a signal, ready to go on."""
     settings, text = parse(arguments)
     with Display() as display, ExitStack() as claims:
         try:
@@ -45,6 +45,16 @@ def main(arguments: Sequence[str]) -> int:
         except NonFinite as error:
             print(f"localmix: error: {error}", file=sys.stderr)
             return 0 if is_helper() else 1
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            print(
+                f"localmix: error: data.workers: a process that loads images has ended ({str(error).strip()}), perhaps "
+                f"for want of memory; the same command goes on from the last checkpoint in {settings.output}",
+                file=sys.stderr,
+            )
+            # also of a helper: the others would wait for it
+            return 1
     return 0
 
 

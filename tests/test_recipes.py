@@ -1,5 +1,6 @@
 """Every recipe can be run as its header says, and those of ImageNet have the numbers of the paper's official code."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -22,6 +23,13 @@ DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5}
 
 def name(path):
     return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=name)
+def test_every_file_says_what_it_comes_to(path):
+    """Also those that others build on."""
+    settings, text = parse(["--config", str(path)])
+    assert settings.model.name in NAMES and f"name: {settings.model.name}" in text
 
 
 def test_every_row_has_a_recipe():
@@ -109,3 +117,45 @@ def test_scripts_of_clusters(path):
     assert "localmix fit" in path.read_text()
     for recipe in re.findall(r"recipes/imagenet/\S+\.yaml", path.read_text()):
         assert (ROOT / recipe).exists()
+
+
+@pytest.fixture
+def started(tmp_path):
+    """What torchrun is told by its script: started(HEAD=...)."""
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    torchrun.chmod(0o755)
+
+    def start(*arguments, **environment):
+        path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "NODES": "2", "GPUS": "4", **environment}
+        command = ["bash", ROOT / "recipes/cluster/torchrun.sh", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    return start
+
+
+@pytest.mark.parametrize("head", ["127.0.0.1", "localhost"])
+def test_the_machine_where_all_meet_knows_that_it_is_that(started, head):
+    words = started("--config", "a b.yaml", HEAD=head).stdout.splitlines()
+    assert "--rdzv-conf=is_host=1,read_timeout=600" in words and f"--local-addr={head}" in words
+    assert f"--rdzv-endpoint={head}:29400" in words and "--nproc-per-node=4" in words
+    assert words[-5:] == ["--module", "localmix", "fit", "--config", "a b.yaml"]
+
+
+def test_other_machines_know_that_they_are_others(started):
+    words = started(HEAD="127.0.0.1", IS_HEAD="0").stdout.splitlines()
+    assert "--rdzv-conf=is_host=0,read_timeout=600" in words and "--local-addr=127.0.0.1" in words
+    # of an address for documents, which is nobody's: no way leads there, or it is another machine's
+    result = started(HEAD="192.0.2.77")
+    if result.returncode:
+        assert "HEAD: expected a machine that can be reached, got 192.0.2.77" in result.stderr
+    else:
+        assert "--rdzv-conf=is_host=0,read_timeout=600" in result.stdout.splitlines()
+        assert "--local-addr=192.0.2.77" not in result.stdout.splitlines()
+
+
+def test_a_machine_that_is_not_known_is_refused_at_once(started):
+    result = started(HEAD="no-such-machine.invalid")
+    assert result.returncode != 0 and result.stdout == ""
+    assert "HEAD: expected the name or the address of a machine, got no-such-machine.invalid" in result.stderr

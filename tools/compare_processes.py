@@ -2,11 +2,12 @@
 
     python tools/compare_processes.py [--processes 4] [--namespaces] [--kill]
 
-The nodes are two agents of torchrun on this machine, which meet at a port; with --namespaces (Linux, as root) each
-has a network of its own, and a cable between the two is all that they share. With --kill one of the workers of the
-second node is killed (SIGKILL) in the second epoch: torchrun starts all again, and the losses must be the same
-nevertheless. The networks are nano ones and the images those that the package ships. Ends with status 1 if the losses
-differ by more than the order of float32 sums explains: 1e-5 in the first three steps, 2e-4 in later ones (relative).
+The nodes are two agents of torchrun on this machine, started by recipes/cluster/torchrun.sh; with --namespaces (Linux,
+as root) each has a network of its own, and a cable between the two is all that they share. With --kill one of the
+workers of the second node is killed (SIGKILL) in the second epoch: torchrun starts all again, and the losses must be
+the same nevertheless. The networks are nano ones and the images those that the package ships. Ends with status 1 if the
+losses differ by more than the order of float32 sums explains: 1e-5 in the first three steps, 2e-4 in later ones
+(relative).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SETTINGS = {
     "log.tensorboard": "false",
     "save.every": 2,
 }
+SCRIPT = Path(__file__).parents[1] / "recipes" / "cluster" / "torchrun.sh"
 NAMESPACES = ("localmix0", "localmix1")
 FIRST_STEPS, FIRST, LATER = 3, 1e-5, 2e-4
 TIMEOUT = 900
@@ -55,11 +57,10 @@ def main() -> int:
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
         data, root = _images(Path(folder) / "images"), Path(folder)
-        _fit([sys.executable, "-m", "localmix"], data, root / "one", GLOBAL_BATCH).wait(TIMEOUT)
+        _fit([sys.executable, "-m", "localmix", "fit"], data, root / "one", GLOBAL_BATCH).wait(TIMEOUT)
         share = GLOBAL_BATCH // args.processes
-        agent = _agent(args.processes, ["--standalone"])
-        several = _fit(agent, data, root / "several", share)
-        several.wait(TIMEOUT)
+        agent = ["torchrun", "--standalone", f"--nproc-per-node={args.processes}", "--module", "localmix", "fit"]
+        _fit(agent, data, root / "several", share).wait(TIMEOUT)
         _two_nodes(data, root / "nodes", share, args)
         one = _losses(root / "one")
         worst = max(_compare(name, one, _losses(root / name)) for name in ("several", "nodes"))
@@ -68,15 +69,14 @@ def main() -> int:
 
 def _two_nodes(data: Path, output: Path, share: int, args: argparse.Namespace) -> None:
     with _cable(args.namespaces) as places:
-        port = 29471 if args.namespaces else _free_port()
+        meeting = {"HEAD": places[0][1], "PORT": "29471" if args.namespaces else str(_free_port()), "NODES": "2"}
+        meeting |= {"GPUS": str(args.processes // 2), "RESTARTS": "2"}
         agents = []
-        for node, (prefix, address, interface) in enumerate(places):
-            rendezvous = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={places[0][1]}:{port}"]
-            # in a network of its own an agent does not know by its name whether the port is its own
-            rendezvous += ["--rdzv-id=compare", f"--rdzv-conf=is_host={int(node == 0)}"]
-            rendezvous += [f"--local-addr={address}", "--max-restarts=2"]
-            command = [*prefix, *_agent(args.processes // 2, rendezvous)]
-            agents.append(_fit(command, data, output, share, GLOO_SOCKET_IFNAME=interface))
+        for node, (prefix, _, interface) in enumerate(places):
+            # in a network of its own a node finds out; without one both have the address
+            own = {} if args.namespaces else {"IS_HEAD": str(int(node == 0))}
+            command = [*prefix, "bash", str(SCRIPT)]
+            agents.append(_fit(command, data, output, share, GLOO_SOCKET_IFNAME=interface, **meeting, **own))
         if args.kill:
             # a checkpoint of the second epoch is there
             _wait(agents, lambda: len(_losses(output)) >= 8)
@@ -88,19 +88,12 @@ def _two_nodes(data: Path, output: Path, share: int, args: argparse.Namespace) -
             raise SystemExit(f"the agents of the nodes ended with {statuses}")
 
 
-def _agent(processes: int, options: list[str]) -> list[str]:
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"),
-        *(*options, "--module", "localmix"),
-    ]
-
-
 def _fit(command: list[str], data: Path, output: Path, batch_size: int, **environment: str) -> subprocess.Popen:
     settings = {**SETTINGS, "data.root": data, "data.batch_size": batch_size, "output": output}
-    # processes that are started again meet at a new port, as recipes/cluster/torchrun.sh has it
-    environment = {**environment, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    words = [*command, "fit", *(f"--{name}={value}" for name, value in settings.items())]
-    return subprocess.Popen(words, env={**os.environ, **environment})
+    # the torchrun of this environment
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "PATH": path}
+    return subprocess.Popen([*command, *(f"--{name}={value}" for name, value in settings.items())], env=environment)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+PARTS = ("paper", "accuracy", "speed", "cost")
+"""Those of `localmix.reports.reproduction.report`, which is not imported for a help text."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
@@ -18,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", type=Path, metavar="FILE.html", help="the page as one file (report.html, if no --markdown)")
     add("--markdown", type=Path, metavar="FILE.md", help="the page as Markdown")
+    add("--parts", nargs="+", default=PARTS, choices=PARTS, help="of the page (all)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     from localmix.reports.reproduction.report import report
 
     output = Path("report.html") if args.output is None and args.markdown is None else args.output
-    print(report(args.runs, output=output, markdown_output=args.markdown))
+    print(report(args.runs, output=output, markdown_output=args.markdown, parts=args.parts))
     return 0

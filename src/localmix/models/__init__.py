@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,7 +25,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """`timm.create_model`, which knows these networks and timm's; an unknown name is answered with the nearest ones.
 
     Raises:
-        ValueError: no network of that name.
+        ValueError: no network of that name, or it has no such argument.
 
     >>> sum(p.numel() for p in create_model("dwnet_tiny").parameters())
     24172744
@@ -34,4 +35,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         nearest = get_close_matches(stem, NAMES, n=3, cutoff=0.4) or get_close_matches(stem, timm.list_models(), n=3)
         hint = f"the nearest are {', '.join(nearest)}" if nearest else f"those of localmix are {', '.join(NAMES)}"
         raise ValueError(f"model: expected the name of a network, got {name!r}; {hint}")
-    return timm.create_model(name, **kwargs)
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if argument is None:
+            raise
+        raise ValueError(f"model: {name} has no argument {argument[1]!r}") from error

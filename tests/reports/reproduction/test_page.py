@@ -3,7 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from localmix.reports.reproduction.page import Cell, Grid, Heading, Mark, Paragraph, Picture, cells, html, markdown
+from localmix.reports.reproduction.page import (
+    Beside,
+    Cell,
+    Grid,
+    Heading,
+    Mark,
+    Paragraph,
+    Picture,
+    cells,
+    html,
+    markdown,
+)
 
 VOID = {"meta", "img"}
 PIXEL = bytes.fromhex(
@@ -96,6 +107,12 @@ def test_markdown(tmp_path):
         "",
         "![one](../runs/a.png)",
     ]
+
+
+def test_a_file_beside_is_a_link_or_a_name(tmp_path):
+    beside = Beside(tmp_path / "runs" / "README.md", "More")
+    assert markdown([beside], tmp_path / "docs") == "[More](../runs/README.md).\n"
+    assert "<p>More: <code>runs/README.md</code></p>" in html([beside])
 
 
 def test_rows_of_another_length_are_refused():

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from localmix.cli import main
+from localmix.cli import report as cli
 from localmix.reports.paper import DATA, PAPER, TASKS
 from localmix.reports.reproduction import paper_tables, report
 from localmix.reports.reproduction.page import Cell, Grid, Mark, Paragraph
 
 ROOT = Path(__file__).parents[3]
-PAGE = ROOT / "docs" / "reproduction.md"
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +19,19 @@ def counted():
     return {(task, name): paper_tables.counted(task, name) for task in TASKS for name in names}
 
 
-def test_the_page_is_made_from_the_committed_results(counted, monkeypatch, tmp_path):
-    """Run `localmix report benchmarks/results --markdown docs/reproduction.md` if it is not."""
+@pytest.mark.parametrize(
+    ("page", "parts"), [("reproduction.md", ["paper", "speed", "cost"]), ("results.md", ["accuracy"])]
+)
+def test_the_pages_are_made_from_the_committed_results(counted, monkeypatch, page, parts):
+    """Run `localmix report benchmarks/results --parts PARTS --markdown docs/PAGE` if they are not."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(paper_tables, "counted", lambda task, network: counted[task, network])
     # beside the page, so that its links are the same
-    copy = Path("docs", ".reproduction.md")
+    copy = Path("docs", f".{page}")
     try:
-        assert main(["report", "benchmarks/results", "--markdown", str(copy)]) == 0
-        made = copy.read_text().replace(str(copy), str(PAGE.relative_to(ROOT)))
-        assert PAGE.read_text() == made
+        assert main(["report", "benchmarks/results", "--parts", *parts, "--markdown", str(copy)]) == 0
+        made = copy.read_text().replace(str(copy), f"docs/{page}")
+        assert (ROOT / "docs" / page).read_text() == made
     finally:
         copy.unlink(missing_ok=True)
 
@@ -70,6 +73,25 @@ def test_one_file_with_its_pictures(no_tables, tmp_path, capsys):
     assert len(re.findall(r'<img src="data:image/png;base64,iVBOR', text)) >= 4
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert str(file) in capsys.readouterr().out
+    titles = re.findall(r"<h[12]>(.*?)</h[12]>", text)
+    assert titles == [report.PARTS[part] for part in ("paper", "accuracy", "speed", "cost")]
+
+
+def test_a_part(no_tables, tmp_path, capsys):
+    file = tmp_path / "page.html"
+    results = ROOT / "benchmarks" / "results"
+    assert main(["report", str(results), "--parts", "cost", "--output", str(file)]) == 0
+    text = file.read_text()
+    assert re.findall(r"<h[123]>(.*?)</h[123]>", text) == ["Cost", "How the cost of a mixer grows"]
+    assert "Not on this page: what is reproduced of the paper, accuracy on the data at hand, speed." in text
+    assert "from the paper" not in text, "a mark that is not used is not explained"
+    assert "cost; 1 run(s)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="parts: expected some of paper, accuracy, speed, cost, got \\['speeds'\\]"):
+        report.report([results], output=file, parts=["speeds"])
+
+
+def test_the_command_knows_the_parts():
+    assert tuple(report.PARTS) == cli.PARTS
 
 
 def test_without_runs(no_tables, tmp_path, monkeypatch):

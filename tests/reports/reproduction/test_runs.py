@@ -5,7 +5,7 @@ import pytest
 
 from localmix.cli import main
 from localmix.reports.reproduction import runs
-from localmix.reports.reproduction.page import Grid, Heading, Mark, Picture, html
+from localmix.reports.reproduction.page import Cell, Grid, Heading, Mark, Paragraph, Picture, html
 from localmix.reports.reproduction.runs import find, score
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
@@ -134,6 +134,45 @@ def test_an_ablation(tmp_path):
     assert texts[0][-3:] == ["baseline", "-", "-"]
     assert texts[1][-4:] == ["40.00 to 60.00", "+1.00", "-1.00 to +3.00", "0.250"]
     assert content[-1].text == "Not complete yet: heads."
+
+
+def committed(name):
+    return blocks(RESULTS / name), json.loads((RESULTS / name / "results.json").read_text())
+
+
+def test_a_detector():
+    content, written = committed("overfit_detection")
+    (grid,) = grids(content)
+    assert grid.rows[1][0].text == "masks" and grid.rows[1][1] == Cell(f"{100 * written['mask']['AP']:.1f}", Mark.HERE)
+    assert grid.rows[0][4].text == "-", "no small objects"
+    # what it is worth is said in the text beside it
+    assert content[-1].file == RESULTS / "overfit_detection" / "README.md"
+    assert content[0] == Heading("A nano detector learns eight photographs of COCO by heart, on a CPU", 3)
+
+
+def test_a_segmenter():
+    content, written = committed("segmentation_camvid")
+    (grid,) = grids(content)
+    assert [cell.text for cell in grid.rows[0]][:2] == ["the network", f"{100 * written['miou']:.1f}"]
+    assert grid.rows[1][0].text == "all taken for road"
+    assert "233 images, 11 classes, 1.547 M parameters, trained for 600 steps" in content[1].text
+
+
+def test_the_papers_order(tmp_path):
+    """81.8 for the dynamic convolution, 81.2 for the depth-wise one and for Swin."""
+    content = json.loads((RESULTS / "compare_fashion_mnist" / "results.json").read_text())
+    reached = {"dynamic_dwnet_nano": (0.5, 0.6), "dwnet_nano": (0.4, 0.7), "localswin_nano": (0.4, 0.4)}
+    for row in content["rows"]:
+        row["runs"] = [{**row["runs"][0], "top1": top1} for top1 in reached.get(row["model"], (0.1, 0.1))]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    (text,) = (b.text for b in blocks(tmp_path) if isinstance(b, Paragraph) and "order on ImageNet" in b.text)
+    assert "dynamic DWNet-T 81.8, Swin-T 81.2, DWNet-T 81.2" in text
+    assert "`dynamic_dwnet_nano` less `localswin_nano` +15.00 ± 7.07" in text
+    assert "`dynamic_dwnet_nano` less `dwnet_nano` +0.00 ± 14.14" in text
+    assert "The paper's order shows in 1 of 2 pair(s)." in text
+    content["rows"] = [row for row in content["rows"] if row["model"] != "dynamic_dwnet_nano"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert not any("order on ImageNet" in b.text for b in blocks(tmp_path) if isinstance(b, Paragraph))
 
 
 @pytest.mark.parametrize(

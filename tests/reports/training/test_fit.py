@@ -1,7 +1,9 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -37,13 +39,17 @@ def whole(fit, few_images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
-def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, step):
+def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, step, capsys):
     shutil.copytree(whole, tmp_path / "run")
     for path in (tmp_path / "run").glob("checkpoints/*"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()
     assert fit(tmp_path / "run", **RICH) == 0
     assert_same_runs(whole, tmp_path / "run")
+    said = dict(re.findall(r"^epoch (\d+)  loss (\S+)", capsys.readouterr().err, re.MULTILINE))
+    means = [f"{sum(losses(whole)[epoch * 3 : epoch * 3 + 3]) / 3:.3f}" for epoch in range(3)]
+    # also of the epoch that it went on within, all steps count
+    assert said == {str(epoch + 1): means[epoch] for epoch in range(step // 3, 3)}
 
 
 @pytest.fixture
@@ -144,6 +150,15 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
         (["--resume=never.ckpt"], "no such file"),
         (["--weights=none.pth"], "No such file"),
         (["--data.views=imagenet"], "data.root: expected images in files or shards, of which data.views"),
+        (["--seed=-1"], "seed: expected a number at least 0, got -1"),
+        (["--data.workers=-1"], "data.workers: expected a number at least 0, got -1"),
+        (["--model.lr=-1"], "model.lr: expected a number at least 0, got -1.0"),
+        (["--model.warmup=1.5"], "model.warmup: expected a number from 0 to 1, got 1.5"),
+        (["--model.ema_decay=1"], "model.ema_decay: expected a number at least 0 and below 1, got 1.0"),
+        (["--data.crop_pct=0"], "data.crop_pct: expected a number above 0 and at most 1, got 0.0"),
+        (["--model.lr=.nan"], "model.lr: expected a number at least 0, got nan"),
+        (["--model.model_kwargs.window=5"], "model: dwnet_nano has no argument 'window'"),
+        (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed needs a GPU"),
         (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
     ],
 )
@@ -227,6 +242,16 @@ def test_a_damaged_checkpoint_is_passed_over(fit, assert_same_runs, whole, tmp_p
     assert "is whole: " in capsys.readouterr().err
 
 
+def test_a_finished_run_says_so_and_names_its_best_checkpoint(fit, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    best = (whole / "best.ckpt").read_bytes()
+    # killed when the checkpoint of the last epoch was saved, but not yet named
+    (tmp_path / "run/best.ckpt").write_bytes(b"of an epoch before")
+    assert fit(tmp_path / "run", **RICH) == 0
+    assert "holds the whole run of 9 steps, nothing is left to do" in capsys.readouterr().err
+    assert (tmp_path / "run/best.ckpt").read_bytes() == best
+
+
 def test_another_run_in_the_same_folder_is_refused(fit, whole, few_images, tmp_path, capsys):
     assert fit(whole, **{**RICH, "model.lr": 0.1, "seed": 3}) == 2
     error = capsys.readouterr().err
@@ -294,12 +319,33 @@ def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
-    images, _ = few_images["train"]
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on(fit, few_images, tmp_path, in_front_of, capsys):
+    folders(tmp_path / "images", few_images["train"][0])
+    settings = {"data.root": tmp_path / "images", "data.workers": 1, "trainer.max_epochs": 2, "save.every": 1}
+    killed = []
+
+    def kill(task, batch, index):
+        if task.global_step == 3 and not killed:
+            (worker,) = multiprocessing.active_children()
+            killed.append(os.kill(worker.pid, signal.SIGKILL))
+
+    in_front_of(kill)
+    assert fit(tmp_path / "run", **settings) == 1
+    assert "data.workers: a process that loads images has ended" in capsys.readouterr().err
+    assert fit(tmp_path / "run", **settings) == 0
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def folders(root, images):
     for index in range(28):
         name = f"{'train' if index < 24 else 'val'}/{'shoe' if index % 2 else 'other'}/{index}.png"
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[index % 24]).save(tmp_path / "images" / name)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index % 24]).save(root / name)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_images, tmp_path):
+    folders(tmp_path / "images", few_images["train"][0])
     settings = {"data.root": tmp_path / "images", "data.views": "imagenet", "trainer.max_epochs": 2, "save.every": 1}
     settings |= {"model.name": "localmlp_nano", "save.keep": 100}
     assert fit(tmp_path / "whole", **settings) == 0

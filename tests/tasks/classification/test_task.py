@@ -43,6 +43,20 @@ def test_scaled_rate_needs_the_images_of_a_step():
         optimiser(lr_batch_size=512)
 
 
+def test_a_run_that_ends_in_its_warm_up_says_so(caplog):
+    optimiser(steps=100, epochs=10, warmup_epochs=9)
+    assert caplog.text == ""
+    optimiser(steps=100, epochs=10, warmup_epochs=20)
+    assert "the run of 100 steps ends in its warm-up of 200" in caplog.text
+
+
+def test_nets_without_stochastic_depth_train_without_a_rate_of_it():
+    facts = {**FACTS, "model": "densenet121", "in_chans": 3}
+    assert Classification(**facts).net.num_classes == 3
+    with pytest.raises(ValueError, match="model: densenet121 has no argument 'drop_path_rate'"):
+        Classification(**facts, drop_path_rate=0.1)
+
+
 def test_layers_in_front_learn_more_slowly():
     task, optimizer, _ = optimiser(layer_decay=0.5, warmup=0.0)
     scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}

@@ -36,6 +36,11 @@ def test_view_is_a_function_of_its_generator(views, image):
     assert not torch.equal(first, other)
 
 
+def test_a_policy_that_timm_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="auto_augment: expected a policy that timm knows, got 'nonsense'"):
+        ImageNetViews(8, mean=MEAN, std=STD, auto_augment="nonsense")
+
+
 def test_global_generators_are_left_alone(views, image):
     def draw():
         return random.random(), np.random.rand(), torch.rand(1).item()

@@ -85,7 +85,15 @@ class Picture:
     caption: str
 
 
-Block: TypeAlias = Heading | Paragraph | Grid | Picture
+@dataclass(frozen=True)
+class Beside:
+    """A file that says more: Markdown links to it, HTML, which needs no other file, names it."""
+
+    file: Path
+    text: str
+
+
+Block: TypeAlias = Heading | Paragraph | Grid | Picture | Beside
 
 
 def cells(row: Sequence[str | Cell], mark: Mark | None = None) -> tuple[Cell, ...]:
@@ -110,6 +118,8 @@ def _markdown(block: Block, folder: Path) -> str:
         if isinstance(block.source, bytes):
             return ""
         return f"![{block.caption}]({Path(os.path.relpath(block.source, folder)).as_posix()})"
+    if isinstance(block, Beside):
+        return f"[{block.text}]({Path(os.path.relpath(block.file, folder)).as_posix()})."
     lines = [
         _line(block.header),
         "|" + "".join("---|" if index < block.num_left else "---:|" for index in range(len(block.header))),
@@ -152,6 +162,8 @@ def _html(block: Block) -> str:
         data, caption = base64.b64encode(content).decode(), escape(block.caption)
         image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    if isinstance(block, Beside):
+        return f"<p>{_inline(f'{block.text}: `{block.file.parent.name}/{block.file.name}`')}</p>"
     sides = ["text" if index < block.num_left else "number" for index in range(len(block.header))]
     head = "".join(
         f'<th scope="col" class="{side}">{_inline(name)}</th>' for name, side in zip(block.header, sides, strict=True)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localmix.reports.paper import NUM_CLASSES, paper_row
+from localmix.reports.reproduction.found import Content, Found
 from localmix.reports.reproduction.page import Block
-from localmix.reports.reproduction.sections import SECTIONS, Content, Found, section
+from localmix.reports.reproduction.sections import SECTIONS, section
 from localmix.tasks.engine.run_folder import METRICS
 
 RESULTS, RUN = "results.json", "run.json"

@@ -33,7 +33,7 @@ CONFIG, RUN = "config.yaml", "run.json"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `localmix fit`; gives the exit status: 0 done, 1 not finite, 75 stopped by a signal and ready to go on."""
+    """Run `localmix fit`; gives the exit status: 0 done, 1 failed under way, 75 stopped by a signal, ready to go on."""
     settings, text = parse(arguments)
     with Display() as display, ExitStack() as claims:
         try:
@@ -45,6 +45,16 @@ def main(arguments: Sequence[str]) -> int:
         except NonFinite as error:
             print(f"localmix: error: {error}", file=sys.stderr)
             return 0 if is_helper() else 1
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            print(
+                f"localmix: error: data.workers: a process that loads images has ended ({str(error).strip()}), perhaps "
+                f"for want of memory; the same command goes on from the last checkpoint in {settings.output}",
+                file=sys.stderr,
+            )
+            # also of a helper: the others would wait for it
+            return 1
     return 0
 
 
@@ -60,6 +70,8 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     what = kind(settings.task)
     data = what.load(settings.data, say)
     device = trainer.strategy.root_device.type
+    if device == "cpu" and settings.trainer.precision == "16-mixed":
+        raise ValueError("trainer.precision: 16-mixed needs a GPU, expected bf16-mixed or 32-true on a CPU")
     facts = {
         "settings": _plain(flat(settings.as_dict())),
         "fingerprint": data.fingerprint,
@@ -94,7 +106,14 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         record.on_epoch = watch.epoch
     if resumed:
         record.go_on(resumed[1])
-        say(f"goes on from {resumed[0]}: epoch {record.batches.epoch + 1}, step {resumed[1]['global_step']}")
+        step = resumed[1]["global_step"]
+        if record.batches.epoch >= settings.trainer.max_epochs:
+            say(
+                f"{folder} holds the whole run of {step} steps, nothing is left to do; to train longer: "
+                f"--resume {resumed[0]} with more --trainer.max_epochs"
+            )
+        else:
+            say(f"goes on from {resumed[0]}: epoch {record.batches.epoch + 1}, step {step}")
     trainer.loggers = _loggers(settings.log, folder, resumed)
     saving = Saving(
         record,

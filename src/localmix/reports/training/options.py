@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,6 +89,26 @@ COUNTS = {
 }
 """Settings that are at least 1."""
 
+RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
+    "at least 0": (
+        lambda value: value >= 0,
+        {
+            *("seed", "data.workers", "data.max_corrupt", "data.color_jitter", "trainer.gradient_clip_val"),
+            *(f"model.{name}" for name in ("lr", "min_lr", "weight_decay", "mixup", "cutmix", "warmup_epochs")),
+        },
+    ),
+    "from 0 to 1": (lambda value: 0 <= value <= 1, {"data.random_erasing", "model.warmup"}),
+    "at least 0 and below 1": (
+        lambda value: 0 <= value < 1,
+        {f"model.{name}" for name in ("ema_decay", "drop_path_rate", "label_smoothing", "dropout")},
+    ),
+    "above 0 and at most 1": (
+        lambda value: 0 < value <= 1,
+        {"data.scale", "data.crop_pct", "data.largest_share", "model.layer_decay"},
+    ),
+}
+"""What numbers other settings may be; a task has some of them."""
+
 
 def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
     """The settings, and the same as a YAML file with comments.
@@ -105,6 +125,9 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
     for name, value in flat(settings.as_dict()).items():
         if name in COUNTS and isinstance(value, int):
             positive(name, value)
+        for expected, (holds, names) in RANGES.items():
+            if name in names and isinstance(value, int | float) and not holds(value):
+                raise ValueError(f"{name}: expected a number {expected}, got {value}")
     return settings, parser.dump(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -78,9 +79,7 @@ class Classification(Task):
         channels_last: bool = False,
         sync_batch_norm: bool = True,
     ) -> None:
-        net = create_model(
-            model, num_classes=len(classes), in_chans=in_chans, drop_path_rate=drop_path_rate, **(model_kwargs or {})
-        )
+        net = _net(model, drop_path_rate, num_classes=len(classes), in_chans=in_chans, **(model_kwargs or {}))
         super().__init__(
             net,
             lr=lr,
@@ -141,6 +140,10 @@ class Classification(Task):
         warmup = round(options["warmup"] * steps)
         if options["warmup_epochs"] is not None:
             warmup = round(options["warmup_epochs"] / (self.trainer.max_epochs or 1) * steps)
+        if warmup >= steps:
+            logging.getLogger(__name__).warning(
+                "the run of %d steps ends in its warm-up of %d: the learning rate does not come to lr", steps, warmup
+            )
         return CosineLRScheduler(
             optimizer,
             t_initial=max(1, steps - warmup),
@@ -150,3 +153,13 @@ class Classification(Task):
             warmup_prefix=True,
             t_in_epochs=False,
         )
+
+
+def _net(model: str, drop_path_rate: float, **options: Any) -> nn.Module:
+    """The net; one that has no stochastic depth needs no rate of it."""
+    try:
+        return create_model(model, drop_path_rate=drop_path_rate, **options)
+    except ValueError as error:
+        if drop_path_rate or "'drop_path_rate'" not in str(error):
+            raise
+        return create_model(model, **options)

@@ -61,6 +61,9 @@ class ImageNetViews:
         auto_augment: timm's name of a policy, such as "rand-m9-mstd0.5-inc1"; "" for none.
         color_jitter: strength; timm applies it where there is no `auto_augment`.
         random_erasing: share of the images of which a rectangle is erased.
+
+    Raises:
+        ValueError: timm knows no such policy.
     """
 
     def __init__(
@@ -81,16 +84,21 @@ class ImageNetViews:
         from timm.data.transforms import MaybePILToTensor
 
         self.mean, self.std = mean, std
-        self.augment: Any = transforms_factory.transforms_imagenet_train(
-            size,
-            scale=(scale, 1.0),
-            color_jitter=color_jitter,
-            auto_augment=auto_augment or None,
-            interpolation=interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-            normalize=False,
-        )
+        try:
+            self.augment: Any = transforms_factory.transforms_imagenet_train(
+                size,
+                scale=(scale, 1.0),
+                color_jitter=color_jitter,
+                auto_augment=auto_augment or None,
+                interpolation=interpolation,
+                mean=tuple(mean),
+                std=tuple(std),
+                normalize=False,
+            )
+        except AssertionError as error:
+            raise ValueError(
+                f"auto_augment: expected a policy that timm knows, got {auto_augment!r}: {error}"
+            ) from None
         mend_posterize(self.augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
         self.centre: Any = transforms_factory.transforms_imagenet_eval(

@@ -26,7 +26,8 @@ AT_A_TIME = 50
 OnStep = Callable[[int, int], Any]
 """Is told the steps done and the steps of the whole run."""
 OnEpoch = Callable[[dict[str, float], float], Any]
-"""Is told the epoch, its mean loss and the metrics of the validation, and the seconds of the run up to here."""
+"""Is told the epoch, the mean loss of all its steps and the metrics of the validation, and the seconds of the run up to
+here; in the first process alone."""
 
 
 class Record(lightning.Callback):
@@ -100,6 +101,8 @@ class Record(lightning.Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             self.file = _open_rows(self.folder / METRICS, self.columns, self.num_rows)
+            # of the epoch that the run goes on within
+            self.losses = _losses(self.folder / METRICS, self.epoch) if self.batch else []
         self.num_steps = int(trainer.estimated_stepping_batches)
         self.started = time.perf_counter() - self.seconds
 
@@ -174,6 +177,12 @@ class Record(lightning.Callback):
 def _log(logger: Logger, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         logger.log_metrics({"loss": row["loss"], "lr": row["lr"], "epoch": row["epoch"]}, step=row["step"])
+
+
+def _losses(path: Path, epoch: int) -> list[float]:
+    """Those of an epoch in a CSV file, in which they have all their digits."""
+    with path.open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if int(row["epoch"]) == epoch]
 
 
 def _open_rows(path: Path, columns: tuple[str, ...], num_rows: int) -> IO[str]:

@@ -71,8 +71,9 @@ class Saving(lightning.Callback):
         if self.facts:
             checkpoint["run"] = self.facts
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.best_step and self.best_step == trainer.global_step and trainer.is_global_zero:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        # Not at the start of the training: a run that is finished has none.
+        if self.keep and self.best_step and trainer.is_global_zero and self._path(self.best_step).exists():
             # killed between the two: the checkpoint was saved, but not yet named the best
             _name(self._path(self.best_step), self.folder / BEST)
 

@@ -1,4 +1,4 @@
-"""Dot products of each position with the kernel around it: the gradient of an inhomogeneous convolution in its weight."""
+"""Dot products of each position with the kernel around it: what an inhomogeneous convolution has for its weights."""
 
 from __future__ import annotations
 

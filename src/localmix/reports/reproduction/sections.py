@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from localmix.axes import MIXERS
+from localmix.reports.ablation.effort import effort
 from localmix.reports.cost_table import megabytes
 from localmix.reports.metrics import read_metrics
 from localmix.reports.reproduction.page import Block, Cell, Grid, Heading, Mark, Paragraph, Picture, cells
@@ -97,8 +98,9 @@ def _ablation(found: Found) -> list[Block]:
     blocks: list[Block] = [
         Heading(f"Ablation: {settings['model']} on {Path(settings['data']).name}", 3),
         Paragraph(
-            f"{settings['img_size']} px, {settings['epochs']} epochs, {len(settings['seeds'])} seed(s). Differences in "
-            "percentage points to the baseline of the study, paired by seed."
+            f"{settings['img_size']} px, {settings['epochs']} epoch{'s' if settings['epochs'] > 1 else ''}, "
+            f"{len(settings['seeds'])} seed(s): {effort(content)}. Differences in percentage points to the baseline of "
+            "the study, paired by seed."
         ),
         _origin(found),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def _into_map_behind(linear: nn.Linear, norm: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
-def _into_mixer_before(mixer: nn.Module, norm: nn.Module) -> nn.Module:
+def _into_mixer_before(mixer: Any, norm: nn.Module) -> nn.Module:
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return norm
     if isinstance(mixer, LocalMixer) and isinstance(mixer.output, nn.Linear):

@@ -302,7 +302,7 @@ def _convolve_by_products(mixer: LocalMixer, x: Tensor) -> Tensor:
     weight = kernels.neighborhood_products(
         query * mixer.source.scale, key, num_groups=mixer.num_groups, **sizes, impl=mixer.impl
     )
-    weight = weight + mixer.source.relative_position_bias_table.flatten(1).to(weight.dtype)
+    weight = weight + mixer.source.by_offset.flatten(1).to(weight.dtype)
     return mixer.output(kernels.inhomogeneous_convolution(value, weight, **sizes, impl=mixer.impl))
 
 

@@ -163,8 +163,6 @@ class FreeDotProduct(DotProduct):
     do, to first order in the dot products.
     """
 
-    relative_position_bias_table: nn.Parameter
-
     def __init__(self, dim: int, *, num_heads: int, connectivity: Sliding | Window, qkv_bias: bool = True) -> None:
         span = connectivity.window_size if isinstance(connectivity, Window) else connectivity.kernel_size
         self.num_taps = math.prod(span)
@@ -177,7 +175,13 @@ class FreeDotProduct(DotProduct):
         """Swin's start, with the bias in units of 1 / K and around one of them."""
         super().reset_parameters()
         with torch.no_grad():
-            self.relative_position_bias_table.add_(1.0).div_(self.num_taps)
+            self.by_offset.add_(1.0).div_(self.num_taps)
+
+    @property
+    def by_offset(self) -> Tensor:
+        """b: [heads, 2 wh - 1, 2 ww - 1] in windows, [heads, kh, kw] of a sliding kernel."""
+        assert self.relative_position_bias_table is not None
+        return self.relative_position_bias_table
 
     @property
     def scale(self) -> float:
@@ -189,10 +193,10 @@ class FreeDotProduct(DotProduct):
         query, key, value = self.project(x)
         if isinstance(connectivity, Window):
             size, shift = connectivity.window_size, connectivity.shift_at(height, width)
-            of_slots = relative_position_bias(self.relative_position_bias_table, size)
+            of_slots = relative_position_bias(self.by_offset, size)
             bias = weights.window_bias(of_slots, height, width, size, shift=shift)
         else:
-            bias = self.relative_position_bias_table.flatten(1)
+            bias = self.by_offset.flatten(1)
         neighborhood = connectivity.neighborhood(height, width, x.device)
         return value.flatten(3), weights.free_pairwise(query, key, neighborhood, bias=bias, scale=self.scale)
 

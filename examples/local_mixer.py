@@ -22,6 +22,8 @@ WAY = {
     "static, shared by windows": "window7-shift3/shared-windows/groups8/static",
     "static, shared by all positions": "window7-shift3/shared-positions/groups8/static",
     "dot products": "window7-shift3/unshared-positions/groups8/dot-product",
+    "no softmax of them": "window7-shift3/unshared-positions/groups8/dot-product/free",
+    "that in a kernel that slides": "sliding7/unshared-positions/groups8/dot-product/free",
 }
 
 

@@ -49,7 +49,7 @@ class OnImages(nn.Module):
 
 
 def value(formula, sizes):
-    assert re.fullmatch(r"[BHWCKGRhw\d *+()-]+", formula)
+    assert re.fullmatch(r"[BHWCKGRLhw\d *+()-]+", formula)
     names = {**sizes, "K": sizes["h"] * sizes["w"], "R": sizes["C"] // sizes["reduction"]}
     return eval(formula, {"__builtins__": {}}, names)
 
@@ -76,6 +76,34 @@ def test_padded_windows_count_the_padded_map():
     padded, channels, slots = 8 * 8, 8, 16
     macs = 2 * padded * channels * slots + 4 * padded * channels**2
     assert cost(OnImages(mixer), (6, 7), in_chans=8).macs == macs
+
+
+# what it takes to make the weights: MACs of one image and parameters, by the words under "What each costs"
+MAKING = {
+    "static": ("0", "G*L"),
+    "homogeneous": ("C*R + R*G*L", "C*R + 2*R + R*G*L + G*L"),
+    "mixture3": ("C*3 + 3*G*L", "C*3 + 3 + 3*G*L"),
+    "inhomogeneous": ("H*W*(C*R + R*G*K)", "C*R + 3*R + R*G*K + G*K"),
+    "dot-product": ("H*W*C*K + 4*H*W*C*C", "4*C*C + 4*C + G*(2*h - 1)*(2*w - 1)"),
+    "dot-product/free": ("H*W*C*K + 4*H*W*C*C", "4*C*C + 4*C + G*L"),
+}
+
+
+@pytest.mark.parametrize("weights", MAKING)
+@pytest.mark.parametrize("groups", [2, 12])  # with one channel in a group a dot product is a product
+@pytest.mark.parametrize("size", ["sliding3x2", "window3x2-shift1"])
+def test_every_point_costs_the_sum_and_the_making_of_its_weights(size, groups, weights):
+    """Whatever kernel serves it, and however the border cuts its windows."""
+    end = weights.split("/")[0]
+    positions = "unshared-positions" if end in ("inhomogeneous", "dot-product") else "shared-positions"
+    mixer = layers.LocalMixer.from_name(f"{size}/{positions}/groups{groups}/{weights}", dim=12)
+    slides = size.startswith("sliding")
+    offsets = 6 if slides else 5 * 3  # L: weights by offset, in windows more than slots
+    sizes = {"H": 7, "W": 5, "C": 12, "G": groups, "h": 3, "w": 2, "reduction": 4, "L": offsets}
+    macs, parameters = (value(formula, sizes) for formula in MAKING[weights])
+    counted = cost(OnImages(mixer), (7, 5), in_chans=12)
+    assert counted.macs == 7 * 5 * 12 * 6 + macs
+    assert counted.parameters == parameters + (0 if positions == "unshared-positions" else 12)
 
 
 def test_batch_of_the_pooled_image_is_counted_per_image():

@@ -26,10 +26,10 @@ CONNECTIVITIES = [
 POSITIONS = ["shared-positions", "shared-windows", "shared-windows14", "shared-windows14x9", "unshared-positions"]
 CHANNELS = ["unshared-channels", "shared-channels", "groups32", "groups3,6,12,24"]
 WEIGHTS = ["static", "homogeneous", "mixture1", "mixture16", "inhomogeneous", "dot-product"]
-EVERY = list(itertools.product(CONNECTIVITIES, POSITIONS, CHANNELS, WEIGHTS, ["", "/softmax"]))
+EVERY = list(itertools.product(CONNECTIVITIES, POSITIONS, CHANNELS, WEIGHTS, ["", "/softmax", "/free"]))
 
 
-def is_mixer(connectivity, positions, channels, weights, softmax):
+def is_mixer(connectivity, positions, channels, weights, end):
     """The rules, written down a second time."""
     sliding = connectivity.startswith("sliding")
     if weights in ("inhomogeneous", "dot-product"):
@@ -37,9 +37,12 @@ def is_mixer(connectivity, positions, channels, weights, softmax):
     else:
         numbered = positions.startswith("shared-windows1")
         sharing = positions == "shared-positions" or (numbered if sliding else positions == "shared-windows")
-    padding = weights == "dot-product" or not connectivity.endswith("pad")
+    attends = weights == "dot-product" and end != "/free"
+    padding = attends or not connectivity.endswith("pad")
     in_windows = positions == "shared-positions" and not sliding
-    return sharing and padding and not (softmax and (weights == "dot-product" or in_windows))
+    if end == "/free":
+        return sharing and padding and weights == "dot-product"
+    return sharing and padding and not (end == "/softmax" and (attends or in_windows))
 
 
 def test_every_name_is_that_of_its_point_or_refused():
@@ -52,9 +55,9 @@ def test_every_name_is_that_of_its_point_or_refused():
             assert Point.parse(point.name) == point == pickle.loads(pickle.dumps(point))
             points.add(point)
         else:
-            with pytest.raises(ValueError, match=r"^(pad|positions|period|softmax): expected "):
+            with pytest.raises(ValueError, match=r"^(pad|positions|period|softmax|free): expected "):
                 Point.parse(name)
-    assert len(points) == sum(is_mixer(*parts) for parts in EVERY) == 728
+    assert len(points) == sum(is_mixer(*parts) for parts in EVERY) == 760
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_parts_of_a_name():
         ("sliding7/shared-positions/groups3,,6/static", r"channels: .* got 'groups3,,6'"),
         ("sliding7/shared-positions/groups2/dynamic", r"weights: expected static, .*, got 'dynamic'"),
         ("sliding7/shared-positions/groups2/mixture", r"weights: .*, got 'mixture'"),
-        ("sliding7/shared-positions/groups2/static/norm", r"normalisation: expected softmax, or nothing, got 'norm'"),
+        ("sliding7/shared-positions/groups2/static/norm", r"normalisation: expected softmax, free .*, got 'norm'"),
         ("sliding0/shared-positions/groups2/static", r"size: expected .* of at least 1, got \(0, 0\)"),
         ("sliding7-dilation0/shared-positions/groups2/static", r"dilation: expected .* of at least 1, got \(0, 0\)"),
         ("window7-shift7/shared-windows/groups2/static", r"shift: expected less than the window of \(7, 7\), got"),
@@ -145,8 +148,10 @@ def test_parts_of_a_name():
         ),
         ("sliding7/shared-windows/groups2/static", r"period: expected the size of the windows that share a sliding"),
         ("window7/shared-windows14/groups2/static", r"period: expected none but for a sliding kernel .*\(14, 14\)"),
-        ("window7-pad/shared-windows/groups2/static", r"pad: expected none for static weights, which multiply a zero"),
+        ("window7-pad/shared-windows/groups2/static", r"pad: expected none for static weights: zero tokens"),
         ("window7/unshared-positions/groups2/dot-product/softmax", r"softmax: .* dot-product weights, which are one"),
+        ("window7-pad/unshared-positions/groups2/dot-product/free", r"pad: expected none for free dot-product weights"),
+        ("sliding7/shared-positions/groups2/static/free", r"free: expected none for static weights, which are free"),
         ("window7/shared-positions/groups2/static/softmax", r"softmax: .* windows whose positions share weights: each"),
     ],
 )
@@ -159,6 +164,23 @@ def test_what_is_no_point_says_why(name, message):
     ("change", "message"),
     [
         ({"connectivity": Connectivity.SLIDING_CLAMPED}, r"connectivity: expected 'sliding, zero border' for static"),
+        (
+            {"weights": Dynamics.DOT_PRODUCT, "positions": Positions.NONE},
+            r"connectivity: expected 'sliding, clamped border' for dot-product weights",
+        ),
+        (
+            {
+                "weights": Dynamics.DOT_PRODUCT,
+                "positions": Positions.NONE,
+                "free": True,
+                "connectivity": Connectivity.SLIDING_CLAMPED,
+            },
+            r"connectivity: expected 'sliding, zero border' for free dot-product weights",
+        ),
+        (
+            {"weights": Dynamics.DOT_PRODUCT, "positions": Positions.NONE, "free": True, "softmax": True},
+            r"softmax: expected none for dot-product weights, which are one already unless free",
+        ),
         ({"shift": 1}, r"shift: expected none for a sliding kernel, which has no windows, got \(1, 1\)"),
         ({"pad": True}, r"pad: expected none for a sliding kernel"),
         ({"period": 4}, r"period: expected none but for a sliding kernel that windows share"),
@@ -214,6 +236,6 @@ def test_blocks_of_a_network():
 def test_the_grammar_is_that_of_the_document():
     """What the document calls an example of a name is one."""
     document = (Path(__file__).parents[1] / "docs/local_mixer.md").read_text()
-    names = re.findall(r"`([a-z0-9x-]+/[a-z0-9-]+/[a-z0-9,-]+/[a-z0-9-]+(?:/softmax)?)`", document)
+    names = re.findall(r"`([a-z0-9x-]+/[a-z0-9-]+/[a-z0-9,-]+/[a-z0-9-]+(?:/softmax|/free)?)`", document)
     assert len(names) >= 6
     assert [Point.parse(name).name for name in names] == names

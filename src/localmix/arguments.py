@@ -140,6 +140,17 @@ def inhomogeneous_convolution(
     return kernel, dilations
 
 
+def neighborhood_products(
+    query: Tensor, key: Tensor, num_groups: int, kernel_size: Size, dilation: Size
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Checks the arguments of `neighborhood_products`; gives kernel size and dilation as pairs."""
+    tensor("query", query, "B H W C")
+    tensor("key", key, "B H W C", like=query)
+    sizes("key", key, tuple((size,) for size in query.shape), f"the shape of query, {tuple(query.shape)}")
+    divides("num_groups", num_groups, "C", query.shape[3])
+    return pair("kernel_size", kernel_size), pair("dilation", dilation)
+
+
 def projected_inhomogeneous_convolution(
     x: Tensor,
     hidden: Tensor,

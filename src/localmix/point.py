@@ -2,7 +2,7 @@
 
 A mixer is a choice on each axis. Its name says them in the order of the axes:
 
-    CONNECTIVITY / POSITIONS / CHANNELS / WEIGHTS [/ softmax]
+    CONNECTIVITY / POSITIONS / CHANNELS / WEIGHTS [/ softmax | / free]
 
     CONNECTIVITY  slidingSIZE [-dilationSIZE]  |  windowSIZE [-shiftSIZE] [-pad]
     POSITIONS     shared-positions  |  shared-windows[SIZE]  |  unshared-positions
@@ -51,7 +51,7 @@ _GRAMMAR = {
         re.compile(r"(static|homogeneous|inhomogeneous|dot-product)|(mixture)(\d+)"),
         "static, homogeneous, inhomogeneous, dot-product, or a mixture such as mixture4",
     ),
-    "normalisation": (re.compile("softmax"), "softmax, or nothing"),
+    "normalisation": (re.compile("softmax|free"), "softmax, free (of dot products), or nothing"),
 }
 
 
@@ -60,7 +60,7 @@ class Point:
     """A mixer as its place on the three axes.
 
     Args:
-        connectivity: axis 1. A sliding kernel has a zero border, but under dot products a clamped one.
+        connectivity: axis 1. A sliding kernel has a zero border, but under the softmax of dot products a clamped one.
         size: of the kernel or window [positions].
         positions: axis 2a. `ALL`: a weight depends on the offset from output to input alone, also in windows.
             `WINDOWS`: it depends on where the output lies in its window; a sliding kernel needs a `period` for that.
@@ -74,6 +74,7 @@ class Point:
             every position has weights of its own.
         num_kernels: of a mixture; 0 for all other weights.
         softmax: the weights of a position are positive and sum to one over its taps, those outside of the map included.
+        free: dot products are the weights as they are; without it a softmax is taken of them.
 
     Raises:
         ValueError: no such mixer; says why.
@@ -99,6 +100,7 @@ and change with both, got shared-positions
     period: Pair | None = None
     num_kernels: int = 0
     softmax: bool = False
+    free: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest in (("size", 1), ("dilation", 1), ("shift", 0), ("period", 1)):
@@ -122,20 +124,20 @@ and change with both, got shared-positions
                 )
             if any(s >= n for s, n in zip(self.shift, self.size, strict=True)):
                 raise ValueError(f"shift: expected less than the window of {self.size}, got {self.shift}")
-            if self.pad and self.weights is not Dynamics.DOT_PRODUCT:
+            if self.pad and not self.attends:
                 raise ValueError(
-                    f"pad: expected none for {self.weights_name} weights, which multiply a zero token by a number: "
-                    "padded tokens change nothing but the softmax of dot products"
+                    f"pad: expected none for {self.kind_of_weights}: zero tokens are there to take part in the softmax "
+                    "of dot products, without one there is nothing that they should change"
                 )
             return
         if self.shift != (0, 0):
             raise ValueError(f"shift: expected none for a sliding kernel, which has no windows, got {self.shift}")
         if self.pad:
             raise ValueError("pad: expected none for a sliding kernel, whose border follows from its weights")
-        clamped = Connectivity.SLIDING_CLAMPED if self.weights is Dynamics.DOT_PRODUCT else Connectivity.SLIDING_ZERO
-        if self.connectivity is not clamped:
+        expected = sliding(self.weights, self.free)
+        if self.connectivity is not expected:
             raise ValueError(
-                f"connectivity: expected '{clamped.value}' for {self.weights_name} weights (a softmax over inputs "
+                f"connectivity: expected '{expected.value}' for {self.kind_of_weights} (a softmax over inputs "
                 f"keeps to the map, other weights multiply zeros behind the border), got '{self.connectivity.value}'"
             )
 
@@ -169,8 +171,10 @@ and change with both, got shared-positions
             raise ValueError(f"num_kernels: expected {expected}, got {self.num_kernels!r}")
         if self.num_kernels < 0:
             raise ValueError(f"num_kernels: expected an int of at least 1, got {self.num_kernels!r}")
+        if self.free and self.weights is not Dynamics.DOT_PRODUCT:
+            raise ValueError(f"free: expected none for {self.weights_name} weights, which are free without a softmax")
         if self.softmax and self.weights is Dynamics.DOT_PRODUCT:
-            raise ValueError("softmax: expected none for dot-product weights, which are one already")
+            raise ValueError("softmax: expected none for dot-product weights, which are one already unless free")
         if self.softmax and self.positions is Positions.ALL and not self.is_sliding:
             raise ValueError(
                 "softmax: expected none for windows whose positions share weights: each position of a window has other "
@@ -196,14 +200,12 @@ and change with both, got shared-positions
             if match is None:
                 raise ValueError(f"{axis}: expected {expected}, got {part!r} in {name!r}")
             found.append(match)
-        sliding, kernel, dilation, _, window, shift, pad = found[0].groups()
+        slides, kernel, dilation, _, window, shift, pad = found[0].groups()
         shared, by_windows, period = found[1].groups()
         plain, mixture, num_kernels = found[3].groups()
-        weights = _WEIGHTS[plain or mixture]
-        clamped = weights is Dynamics.DOT_PRODUCT
-        sliding_border = Connectivity.SLIDING_CLAMPED if clamped else Connectivity.SLIDING_ZERO
+        weights, end = _WEIGHTS[plain or mixture], parts[4] if len(parts) == 5 else None
         return cls(
-            connectivity=sliding_border if sliding else Connectivity.WINDOW,
+            connectivity=sliding(weights, end == "free") if slides else Connectivity.WINDOW,
             size=_size(kernel or window),
             positions=_POSITIONS[shared or by_windows],
             num_groups=_groups(parts[2]),
@@ -213,7 +215,8 @@ and change with both, got shared-positions
             pad=bool(pad),
             period=_size(period) if period else None,
             num_kernels=_kernels(num_kernels) if mixture else 0,
-            softmax=len(parts) == 5,
+            softmax=end == "softmax",
+            free=end == "free",
         )
 
     @property
@@ -235,7 +238,8 @@ and change with both, got shared-positions
             counts = self.num_groups if isinstance(self.num_groups, tuple) else (self.num_groups,)
             channels = "groups" + ",".join(map(str, counts))
         weights = self.weights_name + (str(self.num_kernels) if self.num_kernels else "")
-        return "/".join([connectivity, positions, channels, weights, *(["softmax"] if self.softmax else [])])
+        ends = [word for word, holds in (("softmax", self.softmax), ("free", self.free)) if holds]
+        return "/".join([connectivity, positions, channels, weights, *ends])
 
     def __str__(self) -> str:
         return self.name
@@ -244,6 +248,16 @@ and change with both, got shared-positions
     def is_sliding(self) -> bool:
         """A kernel that slides, and no windows."""
         return self.connectivity is not Connectivity.WINDOW
+
+    @property
+    def attends(self) -> bool:
+        """The weights are a softmax of dot products."""
+        return self.weights is Dynamics.DOT_PRODUCT and not self.free
+
+    @property
+    def kind_of_weights(self) -> str:
+        """The weights in words."""
+        return f"{'free ' if self.free else ''}{self.weights_name} weights"
 
     @property
     def weights_name(self) -> str:
@@ -265,6 +279,12 @@ and change with both, got shared-positions
                 raise ValueError(f"num_groups: expected a number for each stage, also for stage {stage}, got {groups}")
             groups = groups[stage]
         return replace(self, num_groups=groups, shift=self.shift if index % 2 else (0, 0))
+
+
+def sliding(weights: Dynamics, free: bool = False) -> Connectivity:
+    """What a kernel that slides does at the border of the map, under such weights."""
+    attends = weights is Dynamics.DOT_PRODUCT and not free
+    return Connectivity.SLIDING_CLAMPED if attends else Connectivity.SLIDING_ZERO
 
 
 def _is_int(value: object) -> bool:

@@ -26,6 +26,7 @@ RIGHT = {
         "num_groups": 3,
         "kernel_size": 3,
     },
+    "neighborhood_products": {"query": r(2, 5, 4, 6), "key": r(2, 5, 4, 6), "num_groups": 3, "kernel_size": 3},
     "window_attention": {
         **{name: r(2, 5, 4, 2, 3) for name in ("query", "key", "value")},
         "bias": r(2, 6, 6),
@@ -151,6 +152,15 @@ WRONG = {
         ("projection_bias", r(9), "[G * K] = [27]", "shape (9,)"),
         ("num_groups", 4, "a divisor of C = 6", "4"),
         ("num_groups", 0, "an int of at least 1", "0"),
+        ("num_groups", 3.0, "an int of at least 1", "3.0"),
+        *(("kernel_size", *size) for size in SIZES),
+        *(("dilation", *size) for size in SIZES),
+    ],
+    "neighborhood_products": [
+        ("query", r(2, 5, 4), "[B, H, W, C]", "shape (2, 5, 4)"),
+        ("key", r(2, 4, 5, 6), "the shape of query, (2, 5, 4, 6)", "shape (2, 4, 5, 6)"),
+        ("key", r(2, 5, 4, 6).double(), "dtype torch.float32", "torch.float64"),
+        ("num_groups", 4, "a divisor of C = 6", "4"),
         ("num_groups", 3.0, "an int of at least 1", "3.0"),
         *(("kernel_size", *size) for size in SIZES),
         *(("dilation", *size) for size in SIZES),

@@ -39,6 +39,8 @@ ROUTES = {
     "window3/unshared-positions/groups2/inhomogeneous/softmax": "local_mlp",
     "window3x4-shift1x2-pad/unshared-positions/groups2/dot-product": "window_attention",
     "sliding3x4-dilation2x1/unshared-positions/groups2/dot-product": "neighborhood_attention",
+    "sliding3x4-dilation2x1/unshared-positions/groups2/dot-product/free": "inhomogeneous_convolution",
+    "window3x4-shift1x2/unshared-positions/groups2/dot-product/free": "local_mlp",
 }
 every_route = pytest.mark.parametrize("name", ROUTES)
 
@@ -81,20 +83,22 @@ def random_point(draw):
 
     kind = draw.choice(["sliding", "window"])
     weights = draw.choice(["static", "homogeneous", f"mixture{draw.randint(1, 3)}", "inhomogeneous", "dot-product"])
+    free = "/free" if weights == "dot-product" and draw.random() < 0.5 else ""
+    attends = weights == "dot-product" and not free
     height, width = size(1, 5)
     if kind == "sliding":
         dilation = size(1, 2)
         connectivity = f"sliding{height}x{width}-dilation{dilation[0]}x{dilation[1]}"
     else:
         connectivity = f"window{height}x{width}-shift{draw.randrange(height)}x{draw.randrange(width)}"
-        connectivity += draw.choice(["", "-pad"]) if weights == "dot-product" else ""
+        connectivity += draw.choice(["", "-pad"]) if attends else ""
     positions = "unshared-positions"
     if weights not in ("inhomogeneous", "dot-product"):
         period = "{}x{}".format(*size(1, 4)) if kind == "sliding" else ""
         positions = draw.choice(["shared-positions", f"shared-windows{period}"])
     softmax = weights != "dot-product" and (kind, positions) != ("window", "shared-positions")
     channels = draw.choice(["unshared-channels", "shared-channels", "groups2", "groups4"])
-    end = "/softmax" if softmax and draw.random() < 0.5 else ""
+    end = "/softmax" if softmax and draw.random() < 0.5 else free
     return Point.parse(f"{connectivity}/{positions}/{channels}/{weights}{end}")
 
 
@@ -107,6 +111,9 @@ def weight_by_hand(mixer, x):
     if point.weights is Dynamics.INHOMOGENEOUS:
         raw = source.expand(source.hidden(x)).unflatten(3, (mixer.num_groups, kh * kw))
         raw = raw.softmax(-1) if point.softmax else raw
+    elif point.free:
+        query, key, _ = source.project(x)
+        raw = torch.einsum("bijgd,bacgd->bijacg", query, key) / (kh * kw * (channels / mixer.num_groups) ** 0.5)
     else:
         raw = source.matrices(x).expand(batch, *[-1] * 3)  # [B, G, ., .]
         if point.softmax:
@@ -126,7 +133,10 @@ def weight_by_hand(mixer, x):
                 row.append(x.new_zeros(batch, mixer.num_groups))
                 continue
             k = tap[0] * kw + tap[1]
-            if point.positions is Positions.NONE:
+            if point.free:
+                offset = tap if point.is_sliding else (a - i + kh - 1, b - j + kw - 1)
+                row.append(raw[:, i, j, a, b] + source.relative_position_bias_table[(slice(None), *offset)])
+            elif point.positions is Positions.NONE:
                 row.append(raw[:, i, j, :, k])
             elif point.positions is Positions.WINDOWS:
                 ph, pw = point.period or point.size
@@ -158,12 +168,13 @@ def test_random_points_are_the_equation(seed):
     expected = results(twin, equation, x)
     assert_same(results(mixer, mixer, x), expected)
     assert mixer.name == point.name
-    if point.weights is not Dynamics.DOT_PRODUCT:  # which the tests of the attentions hold
+    if not point.attends:  # which the tests of the attentions hold
         mixer.eval()
         weight = weight_by_hand(mixer, x)
-        y = torch.einsum("bpqc,bqc->bpc", weight, x.flatten(1, 2)).view(x.shape)
+        value = mixer.source.project(x)[2].flatten(3) if point.free else x
+        y = torch.einsum("bpqc,bqc->bpc", weight, value.flatten(1, 2)).view(x.shape)
         offset = mixer.offset(*x.shape[1:3])
-        close(y if offset is None else y + offset, mixer(x))
+        close(mixer.output(y if offset is None else y + offset), mixer(x))
 
 
 @every_route
@@ -246,6 +257,39 @@ def test_a_mixer_of_the_paper_starts_as_its_point(function):
     for (name, first), second in zip(layer.named_parameters(), mixer.parameters(), strict=True):
         assert abs(first.std() - second.std()) <= 0.1 * first.std() + 1e-6, name
         assert abs(first.abs().max() - second.abs().max()) <= 0.2 * first.abs().max(), name
+
+
+@pytest.mark.parametrize("connectivity", ["window3", "window4-shift1x2", "sliding3"])
+def test_free_dot_products_start_as_a_softmax_of_small_ones(connectivity):
+    """Around 1 / K, and where all taps have an input they follow the softmax to first order."""
+    torch.manual_seed(0)
+    free = LocalMixer.from_name(f"{connectivity}/unshared-positions/groups2/dot-product/free", dim=32)
+    attention = LocalMixer.from_name(f"{connectivity}/unshared-positions/groups2/dot-product", dim=32)
+    attention.source.qkv.load_state_dict(free.source.qkv.state_dict())
+    x = torch.randn(2, 12, 12, 32)
+    taps = free.connectivity.num_taps
+    table = free.source.relative_position_bias_table
+    assert (taps * table - 1).abs().max() < 0.1 and 0.01 < (taps * table).std() < 0.03
+    with torch.no_grad():
+        table.fill_(1 / taps)
+        attention.source.relative_position_bias_table.zero_()
+        weight, shares = (mixer.source(x, mixer.connectivity)[1][:, 4:8, 4:8] for mixer in (free, attention))
+    # of logits l a softmax is (1 + l - mean l) / K and terms of second order
+    weight, shares = (w - w.mean(-1, keepdim=True) for w in (weight, shares))
+    assert (weight - shares).abs().max() < 0.1 * weight.abs().max()
+
+
+@pytest.mark.parametrize("connectivity", ["window3-shift1", "sliding3-dilation2x1"])
+def test_free_dot_products_without_a_query_are_static(connectivity):
+    """The bias alone: weights by offset, as a static mixer has them."""
+    free = made(f"{connectivity}/unshared-positions/groups2/dot-product/free")
+    static = made(f"{connectivity}/shared-positions/groups2/static")
+    with torch.no_grad():
+        free.source.qkv.weight[:8] = free.source.qkv.bias[:8] = 0
+        static.source.weight.copy_(free.source.relative_position_bias_table)
+        static.bias.zero_()
+    x = torch.randn(2, 7, 5, 8, dtype=torch.float64)
+    close(free(x), free.output(static(free.source.project(x)[2].flatten(3))))
 
 
 def test_a_mixture_does_not_grow_as_the_homogeneous_convolution_does():

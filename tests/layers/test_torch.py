@@ -34,6 +34,8 @@ LAYERS = {
             "window4-shift1x2/shared-positions/groups2/static",
             "window4-shift1x2/shared-windows/groups2/mixture3",
             "window4-shift1x2/unshared-positions/groups2/inhomogeneous",
+            "window4-shift1x2/unshared-positions/groups2/dot-product/free",
+            "sliding3x4/unshared-positions/groups2/dot-product/free",
         )
     },
 }

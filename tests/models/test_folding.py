@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from localmix.models import NAMES, create_model, fold
+from localmix.models.folding import Affine
 
 NANO = [name for name in NAMES if name.endswith("_nano")]
 
@@ -35,6 +36,37 @@ def test_same_outputs_without_a_batch_norm(name, dtype):
     assert error <= (1e-5 if dtype == torch.float32 else 1e-13)
     assert not norms(folded)
     assert bool(norms(model)) == (not name.startswith(("localswin", "localnat")))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "left"),
+    [
+        ("sliding3/shared-positions/unshared-channels/static", 0),
+        ("sliding3/shared-windows4/unshared-channels/mixture2", 0),
+        ("sliding3/shared-positions/unshared-channels/homogeneous", 0),
+        ("window3-shift1/shared-windows/unshared-channels/static", 0),
+        ("window3/shared-positions/unshared-channels/homogeneous", 0),
+        ("sliding3/unshared-positions/groups8/dot-product", 0),
+        ("window3-shift1/unshared-positions/groups8/dot-product/free", 0),
+        # what a group of channels shares, or a softmax normalises, has no place for a factor per channel
+        ("sliding3/shared-positions/groups8/static", 1),
+        ("sliding3/shared-positions/unshared-channels/static/softmax", 1),
+        ("sliding3/unshared-positions/unshared-channels/inhomogeneous", 1),
+    ],
+)
+def test_every_point_of_the_space(mixer, left):
+    model = create_model("localmixer_nano", mixer=mixer, in_chans=3)
+    model = with_random_statistics(model).eval().double()
+    for block in (m for m in model.modules() if hasattr(m, "mixer")):
+        if block.mixer.bias is not None:
+            nn.init.normal_(block.mixer.bias)
+    image = torch.randn(2, 3, 30, 41, dtype=torch.float64)
+    with torch.no_grad():
+        folded, expected = fold(model), model(image)
+        assert (folded(image) - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert not norms(folded)
+    blocks = [m for m in folded.modules() if hasattr(m, "mixer")]
+    assert [isinstance(block.norm2, Affine) for block in blocks] == [bool(left)] * len(blocks)
 
 
 def test_model_is_left_as_it_is():

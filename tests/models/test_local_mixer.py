@@ -21,6 +21,8 @@ OTHERS = [
     "sliding3/shared-windows8x4/groups4/static",
     "window4-shift2/shared-positions/unshared-channels/homogeneous",
     "window4x5-shift2x1/unshared-positions/shared-channels/inhomogeneous",
+    "window4x5-shift2x1/unshared-positions/groups2,4,8,16/dot-product/free",
+    "sliding3/unshared-positions/groups4/dot-product/free",
 ]
 
 

@@ -15,7 +15,7 @@ from localmix.functional.mixers import (
     window_attention,
 )
 from localmix.functional.neighborhood import NO_INPUT, sliding, window
-from localmix.functional.weight import relative_position_bias
+from localmix.functional.weight import neighborhood_products, relative_position_bias
 
 __all__ = [
     "NO_INPUT",
@@ -25,6 +25,7 @@ __all__ = [
     "inhomogeneous_convolution",
     "local_mlp",
     "neighborhood_attention",
+    "neighborhood_products",
     "projected_inhomogeneous_convolution",
     "relative_position_bias",
     "sliding",

@@ -8,7 +8,7 @@ from torch import Tensor
 from localmix import arguments
 from localmix.arguments import Size
 from localmix.functional.aggregate import gather
-from localmix.functional.neighborhood import NO_INPUT, relative_position, window_slot
+from localmix.functional.neighborhood import NO_INPUT, relative_position, sliding, window_slot
 
 
 def static(weight: Tensor) -> Tensor:
@@ -55,12 +55,73 @@ def pairwise(
     Returns:
         [B, H, W, heads, K].
     """
-    scale = query.shape[4] ** -0.5 if scale is None else scale
-    keys = gather(key.flatten(3), neighborhood).unflatten(4, key.shape[3:])
-    logits = torch.einsum("bhwnd,bhwknd->bhwnk", query * scale, keys)
-    if bias is not None:
-        logits = logits + bias
+    logits = _products(query, key, neighborhood, bias, query.shape[4] ** -0.5 if scale is None else scale)
     return logits.masked_fill((neighborhood == NO_INPUT)[:, :, None], -torch.inf).softmax(-1)
+
+
+def free_pairwise(
+    query: Tensor, key: Tensor, neighborhood: Tensor, *, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """The dot products of a position with its neighbors as they are.
+
+        w[b, p, h, k] = scale * query[b, p, h] . key[b, neighborhood[p, k], h] + bias[p, h, k]
+
+    Taps without an input have weight zero.
+
+    Args:
+        query, key: [B, H, W, heads, D].
+        neighborhood: int64 [H, W, K].
+        bias: broadcasts to [H, W, heads, K].
+        scale: 1 / (K sqrt(D)) if not given, so that weights are of the size of those that a softmax gives.
+
+    Returns:
+        [B, H, W, heads, K].
+    """
+    scale = query.shape[4] ** -0.5 / neighborhood.shape[2] if scale is None else scale
+    weight = _products(query, key, neighborhood, bias, scale)
+    return weight.masked_fill((neighborhood == NO_INPUT)[:, :, None], 0.0)
+
+
+def neighborhood_products(
+    query: Tensor, key: Tensor, *, num_groups: int, kernel_size: Size, dilation: Size = 1
+) -> Tensor:
+    """Dot products of each position with the inputs of a sliding kernel around it, zero behind the border.
+
+        products[b, p, g, k] = sum_{c in g} query[b, p, c] * key[b, p + k, c]
+
+    They are the gradient of `inhomogeneous_convolution(key, weight)` in its weight, for the gradient `query` of its
+    output: so an implementation of that operator has them.
+
+    Args:
+        query, key: [B, H, W, C].
+        num_groups: G, divides C.
+        kernel_size: kh, kw [positions]; an int counts for both.
+        dilation: distance between taps [positions].
+
+    Returns:
+        [B, H, W, G, K], K = kh * kw taps row-major.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or device, or a size below 1.
+
+    >>> x = torch.tensor([1., 2., 4.]).reshape(1, 1, 3, 1)
+    >>> neighborhood_products(x, x, num_groups=1, kernel_size=(1, 3)).squeeze()
+    tensor([[ 0.,  1.,  2.],
+            [ 2.,  4.,  8.],
+            [ 8., 16.,  0.]])
+    """
+    query, key = arguments.autocast(query, key)
+    kernel_size, dilation = arguments.neighborhood_products(query, key, num_groups, kernel_size, dilation)
+    neighborhood = sliding(query.shape[1], query.shape[2], kernel_size, dilation=dilation, device=query.device)
+    query, key = (t.unflatten(3, (num_groups, -1)) for t in (query, key))
+    return free_pairwise(query, key, neighborhood, scale=1.0)
+
+
+def _products(query: Tensor, key: Tensor, neighborhood: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    keys = gather(key.flatten(3), neighborhood).unflatten(4, key.shape[3:])
+    # a matrix product and no einsum, which multiplies single channels in a way that no counter of operations sees
+    products = (keys.movedim(3, 4) @ (query * scale)[..., None]).squeeze(-1)
+    return products if bias is None else products + bias
 
 
 def window_bias(bias: Tensor, height: int, width: int, window_size: Size, *, shift: Size = 0) -> Tensor:

@@ -148,6 +148,19 @@ def inhomogeneous_convolution(
     return run(x, weight, kernel_size=kernel_size, dilation=dilation)
 
 
+def neighborhood_products(
+    query: Tensor, key: Tensor, *, num_groups: int, kernel_size: Size, dilation: Size = 1, impl: str = "auto"
+) -> Tensor:
+    """Fast `localmix.functional.neighborhood_products`: query, key [B, H, W, C] to [B, H, W, G, K].
+
+    The gradient of `inhomogeneous_convolution` in its weight, computed by the implementation that serves that operator.
+    """
+    query, key = arguments.autocast(query, key)
+    kernel_size, dilation = arguments.neighborhood_products(query, key, num_groups, kernel_size, dilation)
+    run = IMPLEMENTATIONS[choose("inhomogeneous_convolution", impl, query)].neighborhood_products
+    return run(query, key, num_groups=num_groups, kernel_size=kernel_size, dilation=dilation)
+
+
 def projected_inhomogeneous_convolution(
     x: Tensor,
     hidden: Tensor,

@@ -65,6 +65,11 @@ def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, d
     return y.flatten(0, 1).permute(3, 1, 2, 0).contiguous()
 
 
+def neighborhood_products(query: Tensor, key: Tensor, *, num_groups: int, kernel_size: Pair, dilation: Pair) -> Tensor:
+    images = (t.permute(3, 1, 2, 0).unflatten(0, (num_groups, -1)) for t in (query, key))  # [G, D, H, W, B]
+    return _ShiftedProducts.apply(*images, kernel_size, dilation).permute(4, 2, 3, 0, 1)
+
+
 def projected_inhomogeneous_convolution(
     x: Tensor,
     hidden: Tensor,
@@ -227,6 +232,32 @@ class _SumOfShiftedProducts(torch.autograd.Function):
             _add_gradient_of_image(padded, gradient, taps, *sizes)
             of_image = F.pad(padded, [-size for size in border]).to(image.dtype)
         return of_image, of_taps, None, None
+
+
+class _ShiftedProducts(torch.autograd.Function):
+    """products[g, k, i, b] = sum_d query[g, d, i, b] * key[g, d, i + k, b], each tap one pass over both."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, kernel_size: Pair, dilation: Pair) -> Tensor:
+        return _gradient_of_taps(
+            query.contiguous(), F.pad(key.contiguous(), _border(kernel_size, dilation)), kernel_size, dilation
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        query, key, ctx.kernel_size, ctx.dilation = inputs
+        ctx.save_for_backward(query, key)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key = ctx.saved_tensors
+        taps, sizes = gradients[0].contiguous(), (ctx.kernel_size, ctx.dilation)
+        border = _border(*sizes)
+        padded = F.pad(_zeros_like(key), border)
+        _add_gradient_of_image(padded, query.contiguous(), taps, *sizes)
+        of_query = _sum_of_products(F.pad(key.contiguous(), border), taps, *sizes)
+        of_key = F.pad(padded, [-size for size in border])
+        return of_query.to(query.dtype), of_key.to(key.dtype), None, None
 
 
 class _SumOfProjectedProducts(torch.autograd.Function):

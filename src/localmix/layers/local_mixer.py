@@ -22,8 +22,8 @@ from localmix.layers.shared_source import (
     SharedStatic,
     Sharing,
 )
-from localmix.layers.source import DotProduct, InhomogeneousKernel
-from localmix.layers.windows import mix_each_window
+from localmix.layers.source import DotProduct, FreeDotProduct, InhomogeneousKernel
+from localmix.layers.windows import mix_by_products, mix_each_window
 from localmix.point import Point
 
 
@@ -67,9 +67,10 @@ class LocalMixer(Mixer):
                 "takes that of a stage"
             )
         groups = dim if point.num_groups is None else arguments.divides("num_groups", point.num_groups, "dim", dim)
-        connectivity, source = _connectivity(point), _source(dim, groups, point, min(reduction, dim))
-        attends = point.weights is Dynamics.DOT_PRODUCT
-        super().__init__(dim, connectivity, source, output_projection(dim) if attends else None)
+        connectivity = _connectivity(point)
+        source = _source(dim, groups, point, connectivity, min(reduction, dim))
+        projects = point.weights is Dynamics.DOT_PRODUCT
+        super().__init__(dim, connectivity, source, output_projection(dim) if projects else None)
         self.point = point
         self.num_groups = groups
         self.impl = impl
@@ -99,7 +100,8 @@ class LocalMixer(Mixer):
         return f"{self.dim}, {self.name}"
 
     def mix(self, x: Tensor) -> Tensor:
-        if x.shape[0] == 0:  # operators of which images are channels or groups would have none
+        # operators of which images are channels or groups would have none; the reference is the equation itself
+        if x.shape[0] == 0 or kernels.choose(self._operator, self.impl, x) == "reference":
             return Mixer.mix(self, x)
         return self._mix(self, x)
 
@@ -115,10 +117,10 @@ class LocalMixer(Mixer):
 def _connectivity(point: Point) -> Sliding | Window:
     if not point.is_sliding:
         return Window(point.size, point.shift, "pad" if point.pad else "cut")
-    return Sliding(point.size, point.dilation, "clamp" if point.weights is Dynamics.DOT_PRODUCT else "zero")
+    return Sliding(point.size, point.dilation, "clamp" if point.attends else "zero")
 
 
-def _source(dim: int, groups: int, point: Point, reduction: int) -> nn.Module:
+def _source(dim: int, groups: int, point: Point, connectivity: Sliding | Window, reduction: int) -> nn.Module:
     sharing = Sharing(point)
     if point.weights is Dynamics.STATIC:
         return SharedStatic(groups, sharing)
@@ -129,6 +131,8 @@ def _source(dim: int, groups: int, point: Point, reduction: int) -> nn.Module:
     if point.weights is Dynamics.INHOMOGENEOUS:
         kind = NormalisedInhomogeneousKernel if point.softmax else InhomogeneousKernel
         return kind(dim, num_groups=groups, num_taps=sharing.num_taps, reduction=reduction)
+    if point.free:
+        return FreeDotProduct(dim, num_heads=groups, connectivity=connectivity)
     return DotProduct(dim, num_heads=groups, span=point.size)
 
 
@@ -151,6 +155,10 @@ def _bias(dim: int, groups: int, point: Point) -> nn.Parameter | None:
 def _route(point: Point) -> tuple[str, Callable[[LocalMixer, Tensor], Tensor]]:
     """Name of the operator, and the function that calls it."""
     static = point.weights is Dynamics.STATIC
+    if point.free:
+        if point.is_sliding:
+            return "inhomogeneous_convolution", _convolve_by_products
+        return "local_mlp", _mix_windows_by_products
     if point.weights is Dynamics.DOT_PRODUCT:
         if point.is_sliding:
             return "neighborhood_attention", _attend_to_neighborhood
@@ -283,6 +291,33 @@ def _attend_to_window(mixer: LocalMixer, x: Tensor) -> Tensor:
         window_size=window_size,
         shift=mixer.connectivity.shift_at(x.shape[1], x.shape[2]),
         bias=mixer.source.window_bias(window_size),
+        impl=mixer.impl,
+    )
+    return mixer.output(y.flatten(3))
+
+
+def _convolve_by_products(mixer: LocalMixer, x: Tensor) -> Tensor:
+    query, key, value = (t.flatten(3) for t in mixer.source.project(x))
+    sizes = {"kernel_size": mixer.connectivity.kernel_size, "dilation": mixer.connectivity.dilation}
+    weight = kernels.neighborhood_products(
+        query * mixer.source.scale, key, num_groups=mixer.num_groups, **sizes, impl=mixer.impl
+    )
+    weight = weight + mixer.source.by_offset.flatten(1).to(weight.dtype)
+    return mixer.output(kernels.inhomogeneous_convolution(value, weight, **sizes, impl=mixer.impl))
+
+
+def _mix_windows_by_products(mixer: LocalMixer, x: Tensor) -> Tensor:
+    window_size = mixer.connectivity.window_size
+    bias = mixer.source.window_bias(window_size)
+    query, key, value, bias = arguments.autocast(*mixer.source.project(x), bias)
+    y = mix_by_products(
+        query,
+        key,
+        value,
+        bias,
+        scale=mixer.source.scale,
+        window_size=window_size,
+        shift=mixer.connectivity.shift_at(x.shape[1], x.shape[2]),
         impl=mixer.impl,
     )
     return mixer.output(y.flatten(3))

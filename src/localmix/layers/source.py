@@ -154,6 +154,53 @@ class DotProduct(nn.Module):
         return value.flatten(3), weights.pairwise(query, key, neighborhood, bias=bias)
 
 
+class FreeDotProduct(DotProduct):
+    """Dot products and a bias by offset, used as they are: no softmax. What is mixed is v.
+
+        w[i, j] = q[i] . k[j] / (K sqrt(D)) + b[j - i]
+
+    The bias is the static part of the weights. It starts around 1 / K, so that the weights start as those of a softmax
+    do, to first order in the dot products.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, connectivity: Sliding | Window, qkv_bias: bool = True) -> None:
+        span = connectivity.window_size if isinstance(connectivity, Window) else connectivity.kernel_size
+        self.num_taps = math.prod(span)
+        super().__init__(dim, num_heads=num_heads, span=span, qkv_bias=qkv_bias)
+        if isinstance(connectivity, Sliding):  # which has a tap for each offset
+            self.relative_position_bias_table = nn.Parameter(torch.empty(num_heads, *span))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Swin's start, with the bias in units of 1 / K and around one of them."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.by_offset.add_(1.0).div_(self.num_taps)
+
+    @property
+    def by_offset(self) -> Tensor:
+        """b: [heads, 2 wh - 1, 2 ww - 1] in windows, [heads, kh, kw] of a sliding kernel."""
+        assert self.relative_position_bias_table is not None
+        return self.relative_position_bias_table
+
+    @property
+    def scale(self) -> float:
+        """1 / (K sqrt(D)): weights are of the size of those that a softmax gives."""
+        return (self.qkv.in_features // self.num_heads) ** -0.5 / self.num_taps
+
+    def forward(self, x: Tensor, connectivity: Sliding | Window) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[1:3]
+        query, key, value = self.project(x)
+        if isinstance(connectivity, Window):
+            size, shift = connectivity.window_size, connectivity.shift_at(height, width)
+            of_slots = relative_position_bias(self.by_offset, size)
+            bias = weights.window_bias(of_slots, height, width, size, shift=shift)
+        else:
+            bias = self.by_offset.flatten(1)
+        neighborhood = connectivity.neighborhood(height, width, x.device)
+        return value.flatten(3), weights.free_pairwise(query, key, neighborhood, bias=bias, scale=self.scale)
+
+
 def hidden_size(dim: int, reduction: int) -> int:
     """Channels between the two linear maps that predict kernels."""
     arguments.positive("reduction", reduction)

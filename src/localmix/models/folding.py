@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, Mixer
+from localmix.axes import Positions
+from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, LocalMixer, Mixer
 from localmix.layers.source import HomogeneousKernel, InhomogeneousKernel
 from localmix.models.dwnet import DWNetBlock
 
@@ -15,7 +17,8 @@ from localmix.models.dwnet import DWNetBlock
 class Affine(nn.Module):
     """y = scale * x + shift per channel of [..., C]: a batch norm whose statistics stand still.
 
-    For a norm behind a mixer whose weights a group of channels shares: they have no place for a factor per channel.
+    For a norm behind a mixer that has no place for a factor per channel: a group of channels shares its weights, or a
+    softmax runs over them.
     """
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
@@ -34,9 +37,10 @@ def fold(model: nn.Module) -> nn.Module:
 
         scale = gamma / sqrt(variance + eps)        shift = beta - scale * mean
 
-    which goes into the pointwise map, kernel or predictor of kernels in front of it, or into the MLP behind it; behind
-    a mixer whose weights a group of channels shares it stays, as one multiply-add. The outputs are those of
-    `model.eval()` up to rounding. Other modules, those of layer norms among them, are copied as they are.
+    which goes into the pointwise map, kernel, predictor of kernels or output projection in front of it, or into the MLP
+    behind it; behind a mixer whose weights a group of channels shares, or a softmax normalises, it stays, as one
+    multiply-add. The outputs are those of `model.eval()` up to rounding. Other modules, those of layer norms among
+    them, are copied as they are.
 
     The copy is in evaluation mode; `model` is left as it is.
 
@@ -90,22 +94,34 @@ def _into_map_behind(linear: nn.Linear, norm: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
-def _into_mixer_before(mixer: nn.Module, norm: nn.Module) -> nn.Module:
+def _into_mixer_before(mixer: Any, norm: nn.Module) -> nn.Module:
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return norm
+    if isinstance(mixer, LocalMixer) and isinstance(mixer.output, nn.Linear):
+        return _into_map_before(mixer.output, norm)
     scale, shift = _scale_and_shift(norm)
-    if isinstance(mixer, DepthwiseConv):
-        weight = mixer.source.weight
-        weight.copy_(weight.double() * scale[:, None, None])
-    elif isinstance(mixer, HomogeneousDynamicConv):
-        expand = mixer.source.expand
-        of_kernels = scale.repeat_interleave(mixer.connectivity.num_taps)  # [C * K]
-        _set(expand, expand.weight.double() * of_kernels[:, None], expand.bias.double() * of_kernels)
-    else:
+    if not _has_weights_of_each_channel(mixer):
         parameter = next(norm.parameters(), norm.running_mean)
         return Affine(scale.to(parameter), shift.to(parameter))
+    if isinstance(mixer.source, HomogeneousKernel):
+        expand = mixer.source.expand
+        of_kernels = scale.repeat_interleave(expand.out_features // len(scale))  # [C * K]
+        _set(expand, expand.weight.double() * of_kernels[:, None], expand.bias.double() * of_kernels)
+    else:
+        weight = mixer.source.weight  # [C, ., .], of a mixture [M, C, ., .]
+        weight.copy_(weight.double() * scale[:, None, None])
+    if mixer.bias is not None and mixer.bias.ndim == 2:  # by channel and slot of the window
+        scale, shift = scale[:, None], shift[:, None]
     _set_bias(mixer, shift if mixer.bias is None else shift + scale * mixer.bias.double())
     return nn.Identity()
+
+
+def _has_weights_of_each_channel(mixer: nn.Module) -> bool:
+    """Numbers that the weights are linear in, for each channel its own, and a bias."""
+    if isinstance(mixer, LocalMixer):
+        point = mixer.point
+        return mixer.num_groups == mixer.dim and not point.softmax and point.positions is not Positions.NONE
+    return isinstance(mixer, (DepthwiseConv, HomogeneousDynamicConv))
 
 
 def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:

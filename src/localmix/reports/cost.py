@@ -24,9 +24,9 @@ def cost(model: nn.Module, image_size: Size, *, in_chans: int | None = None) -> 
     """Counts the parameters of `model` and its multiply-adds for one image.
 
     Counted are convolutions, linear layers and mixers (dot products, and the weighted sums of the one equation over
-    all K taps, also those that the border cuts off); norms, activations, softmax and additions are not. The net runs on
-    the meta device, where nothing is computed, with its mixers by their definition: so the count does not depend on
-    which kernel serves them.
+    all K taps, also those that the border cuts off, if there are two or more); norms, activations, softmax and
+    additions are not. The net runs on the meta device, where nothing is computed, with its mixers by their definition:
+    so the count does not depend on which kernel serves them.
 
     Args:
         model: a network [B, in_chans, H, W] -> anything; it is left as it is.

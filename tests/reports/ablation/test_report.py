@@ -30,7 +30,10 @@ def study(name="size", **top1):
                 "p": other and other.p,
                 "p_holm": p,
                 "distinguishable": None if p is None else p < 0.05,
-                "runs": [{"top1": value} for value in values],
+                "runs": [
+                    {"top1": value, "folder": f"runs/{label}/seed-{seed}", "seconds": 60.0}
+                    for seed, value in enumerate(values)
+                ],
             }
         )
     return {"name": name, "title": name, "question": "?", "baseline": baseline, "left_out": [], "points": points}
@@ -43,6 +46,8 @@ def results(*studies, seeds=3):
         "missing": [],
         "settings": {**settings, "batch_size": 32, "seeds": list(range(seeds))},
         "images": {"train": 10_000, "validation": 2_000},
+        "command": "localmix ablate size",
+        "environment": {"hardware": {"threads": 1, "cpu": "a processor", "gpu": None}},
     }
 
 

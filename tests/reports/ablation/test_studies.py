@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from localmix.models import create_model
-from localmix.reports.ablation.studies import STUDIES, Net, flips, listing
+from localmix.reports.ablation.flips import flips
+from localmix.reports.ablation.studies import STUDIES, Net, listing
 
 NETS = list({net.name: net for study in STUDIES.values() for net in study.nets.values()}.values())
 
@@ -17,6 +18,7 @@ def test_every_study_of_the_paper_is_there():
     about = {name.split("-")[0] for name in STUDIES}
     assert about == {
         "channels", "positions", "weights", "kernel", "window", "heads", "norm", "squeeze", "connectivity",
+        "normalisation",
     }  # fmt: skip
     assert list(STUDIES["kernel-size"].nets) == list(STUDIES["window-size"].nets) == ["3", "5", "7", "9", "11"]
 
@@ -63,6 +65,8 @@ def test_a_name_of_no_net_is_refused(name):
         "swin/window7-shift3-pad/unshared-positions/groups3,6,12,24/dot-product",
         "dwnet/window7-shift3/shared-windows/groups8/static/layer-norm/squeeze-excitation",
         "dwnet/sliding7x5/shared-windows14/groups4/mixture2/softmax",
+        "swin/window7-shift3/unshared-positions/groups3/dot-product/free",
+        "dwnet/sliding7/unshared-positions/groups8/dot-product/free",
     ],
 )
 def test_flips_change_one_thing(name):
@@ -75,7 +79,8 @@ def test_flips_change_one_thing(name):
         "positions": {"positions", "period"},
         "channels": {"num_groups"},
         # what dot products do at a border belongs to them
-        "weights": {"weights", "num_kernels", "connectivity", "pad"},
+        "weights": {"weights", "num_kernels", "connectivity", "pad", "free"},
+        "normalisation": {"softmax", "free", "connectivity", "pad"},
         "block": {"block"},
         "norm": {"norm"},
         "squeeze-excitation": {"squeeze_excitation"},
@@ -87,6 +92,32 @@ def test_flips_change_one_thing(name):
             changed = {key for key in both[0] if both[0][key] != both[1][key]}
             assert changed <= fields[study.name.removeprefix("from-")]
             assert bool(changed) == (label != study.baseline)
+
+
+@pytest.mark.parametrize(
+    ("name", "nets"),
+    [
+        (
+            "swin/window7-shift3-pad/unshared-positions/groups3/dot-product",
+            [
+                "window7-shift3-pad/unshared-positions/groups3/dot-product",
+                "window7-shift3/unshared-positions/groups3/dot-product/free",
+            ],
+        ),
+        (
+            "dwnet/sliding7/unshared-positions/groups8/dot-product/free",
+            ["sliding7/unshared-positions/groups8/dot-product", "sliding7/unshared-positions/groups8/dot-product/free"],
+        ),
+        (
+            "dwnet/sliding7/shared-positions/groups8/static",
+            ["sliding7/shared-positions/groups8/static/softmax", "sliding7/shared-positions/groups8/static"],
+        ),
+    ],
+)
+def test_normalisation_is_flipped_with_what_it_has_at_the_border(name, nets):
+    study = next(study for study in flips(Net.parse(name)) if study.name == "from-normalisation")
+    assert [net.point.name for net in study.nets.values()] == nets
+    assert list(study.nets) == ["softmax", "free"]
 
 
 def test_what_is_no_net_is_left_out_with_the_reason():

@@ -82,6 +82,8 @@ def test_matrix_agrees_with_the_axes(row):
         "window3/shared-windows/groups2/homogeneous",
         "sliding3/unshared-positions/groups2/inhomogeneous/softmax",
         "sliding3/shared-windows2/groups2/static",
+        "sliding3/unshared-positions/groups2/dot-product/free",
+        "window3-shift1/unshared-positions/groups2/dot-product/free",
     ],
 )
 def test_points_of_the_space_have_the_weights_of_their_definition(name):

@@ -116,6 +116,7 @@ def test_loaders(tmp_path):
 
 def ablation():
     point = {"parameters": 10**6, "macs": 10**7, "top1_mean": 0.5, "top1_interval": [0.4, 0.6]}
+    point["runs"] = [{"folder": f"runs/a/seed-{seed}", "seconds": 600.0} for seed in range(3)]
     other = {**point, "label": "8 groups", "difference": 0.01, "difference_interval": [-0.01, 0.03], "p_holm": 0.25}
     base = {**point, "label": "1 group", "difference": 0, "difference_interval": None, "p_holm": None}
     about = {"name": "groups", "title": "Groups", "question": "How many?"}
@@ -134,6 +135,7 @@ def test_an_ablation(tmp_path):
     assert texts[0][-3:] == ["baseline", "-", "-"]
     assert texts[1][-4:] == ["40.00 to 60.00", "+1.00", "-1.00 to +3.00", "0.250"]
     assert content[-1].text == "Not complete yet: heads."
+    assert "2 epochs, 3 seed(s): 3 runs, which took 30.0 minutes one after the other." in content[1].text
 
 
 def committed(name):

@@ -10,6 +10,7 @@ from torch import Tensor
 from localmix.exporting import reason_for_plain_operators
 from localmix.kernels.native import library
 from localmix.kernels.native.library import MISSING, description
+from localmix.kernels.native.local_products import neighborhood_products
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
 from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
 from localmix.kernels.native.shared_weight import depthwise_convolution, homogeneous_convolution
@@ -23,6 +24,7 @@ __all__ = [
     "inhomogeneous_convolution",
     "local_mlp",
     "neighborhood_attention",
+    "neighborhood_products",
     "projected_inhomogeneous_convolution",
     "refusal",
     "window_attention",

@@ -314,3 +314,10 @@ def _problem(
     *sizes, channels = x.shape
     strides = (1, num_groups) if groups_inside else (kernel_size[0] * kernel_size[1], 1)
     return _Problem(*sizes, num_groups, channels // num_groups, *kernel_size, *dilation, *strides, rank, TYPES[x.dtype])
+
+
+def products(
+    gradient: Tensor, x: Tensor, of_weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]
+) -> None:
+    """Writes the gradient of the weight into `of_weight` [B, H, W, G, K], groups innermost; all are contiguous."""
+    _run(_BACKWARD_WEIGHT, gradient, x, of_weight, x, of_weight.shape[3], kernel_size, dilation)

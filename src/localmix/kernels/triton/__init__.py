@@ -60,6 +60,14 @@ def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, d
     return local_weight.inhomogeneous_convolution(x, weight, kernel_size=kernel_size, dilation=dilation)
 
 
+def neighborhood_products(query: Tensor, key: Tensor, *, num_groups: int, kernel_size: Pair, dilation: Pair) -> Tensor:
+    from localmix.kernels.triton import local_weight
+
+    return local_weight.neighborhood_products(
+        query, key, num_groups=num_groups, kernel_size=kernel_size, dilation=dilation
+    )
+
+
 def projected_inhomogeneous_convolution(
     x: Tensor,
     hidden: Tensor,

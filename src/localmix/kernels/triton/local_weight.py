@@ -38,6 +38,13 @@ def inhomogeneous_convolution(x: Tensor, weight: Tensor, *, kernel_size: Pair, d
     return _forward(x, weight, kernel_size, dilation)
 
 
+def neighborhood_products(query: Tensor, key: Tensor, *, num_groups: int, kernel_size: Pair, dilation: Pair) -> Tensor:
+    """The gradient of the weight; of a weight of which that needs no more than the shape."""
+    weight = query.new_empty(1).expand(*query.shape[:3], num_groups, kernel_size[0] * kernel_size[1])
+    sizes = (kernel_size, dilation)
+    return _backward(query, key, weight, *sizes, (False, True))[1]
+
+
 def projected_inhomogeneous_convolution(
     x: Tensor,
     hidden: Tensor,

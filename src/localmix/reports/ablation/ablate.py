@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from localmix.arguments import choice, positive
+from localmix.reports.ablation.flips import flips
 from localmix.reports.ablation.report import report, show
 from localmix.reports.ablation.statistics import LEVEL, difference, estimate, holm
-from localmix.reports.ablation.studies import STUDIES, Net, Study, flips
+from localmix.reports.ablation.studies import STUDIES, Net, Study
 from localmix.reports.benchmarks.rows import known
 from localmix.reports.cost import Cost
 from localmix.reports.environment import command, commit, environment

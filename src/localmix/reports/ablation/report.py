@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localmix.reports.ablation.effort import effort
 from localmix.tasks.engine.checkpoint import write_atomically
 
 COLUMNS = (
@@ -142,12 +143,16 @@ def table(study: dict[str, Any]) -> list[str]:
 
 
 def _introduction(results: dict[str, Any]) -> list[str]:
+    hardware = results["environment"]["hardware"]
     return [
         note(results),
         "",
         "All nets of a study have the same recipe, images, order of the images and seeds. Each study is corrected for "
         "its own comparisons, not for those of the others. The intervals are over seeds: they say what another seed "
         "would change, not what other images, a longer training or a larger net would.",
+        "",
+        f"`{results['command']}`: {effort(results)}, each with {hardware['threads']} thread(s) of "
+        f"{hardware['gpu'] or hardware['cpu']}.",
     ]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from localmix.axes import Connectivity, Dynamics, Positions
+from localmix.axes import Dynamics
 from localmix.models.local_mixer import BLOCKS, NORMS
 from localmix.point import Point
 
@@ -152,6 +151,28 @@ STUDIES: dict[str, Study] = {
             },
         ),
         _study(
+            "normalisation-attention",
+            "Softmax or free weights: window attention",
+            "Does window attention need its softmax, or may the dot products be the weights?",
+            "softmax",
+            {
+                "softmax": ATTENTION,
+                "free": "swin/window7-shift3/unshared-positions/groups3,6,12,24/dot-product/free",
+            },
+        ),
+        _study(
+            "normalisation-convolution",
+            "Softmax or free weights: convolution",
+            "What does a softmax over the taps do to weights that are free in DWNet's block, static and inhomogeneous?",
+            "static",
+            {
+                "static": DEPTHWISE,
+                "static, softmax": f"{DEPTHWISE}/softmax",
+                "inhomogeneous": INHOMOGENEOUS,
+                "inhomogeneous, softmax": f"{INHOMOGENEOUS}/softmax",
+            },
+        ),
+        _study(
             "kernel-size",
             "Kernel size",
             "How large must the kernel of a depth-wise convolution be?",
@@ -230,46 +251,6 @@ STUDIES: dict[str, Study] = {
 """Those of the paper, by name."""
 
 
-def flips(start: Net) -> list[Study]:
-    """A study for each axis along which there is another net than `start`; what is no net is left out, with the reason.
-
-    >>> for study in flips(Net.parse("sliding7/unshared-positions/groups8/dot-product"))[:2]:
-    ...     print(study.name, list(study.nets))
-    from-connectivity ['sliding', 'window']
-    from-size ['3', '5', '7', '9', '11']
-    """
-    studies = []
-    for axis, variants in (
-        ("connectivity", _connectivities(start.point)),
-        ("size", _sizes(start.point)),
-        ("positions", _positions(start.point)),
-        ("channels", _channels(start.point)),
-        ("weights", _weights(start.point)),
-        ("block", ((name, {"block": name}) for name in BLOCKS)),
-        ("norm", ((name, {"norm": name}) for name in NORMS)),
-        ("squeeze-excitation", ((word, {"squeeze_excitation": word == "on"}) for word in ("off", "on"))),
-    ):
-        nets, left_out, own = {}, [], None
-        for label, changes in variants:
-            try:
-                around = {k: v for k, v in changes.items() if k in ("block", "norm", "squeeze_excitation")}
-                point = {k: v for k, v in changes.items() if k not in around}
-                net = replace(start, point=replace(start.point, **point), **around)
-            except ValueError as error:
-                left_out.append(f"{label}: {error}")
-                continue
-            nets[label] = net
-            if net == start:
-                own = label
-        if own is None:
-            nets = {"start": start, **nets}
-        if len(nets) > 1:
-            title = axis.capitalize().replace("-", " ")
-            question = f"What does {axis.replace('-', ' ')} change, from {start.name}?"
-            studies.append(Study(f"from-{axis}", title, question, nets, own or "start", tuple(left_out)))
-    return studies
-
-
 def listing() -> str:
     """The studies and their nets, as text."""
     lines = []
@@ -279,66 +260,3 @@ def listing() -> str:
             lines.append(f"  {label:24} {net.name}{'  (baseline)' if label == study.baseline else ''}")
     count = len({net for study in STUDIES.values() for net in study.nets.values()})
     return "\n".join([*lines, f"{len(STUDIES)} studies of {count} different networks"])
-
-
-Variants = Iterator[tuple[str, dict[str, Any]]]
-
-
-def _connectivities(point: Point) -> Variants:
-    attends = point.weights is Dynamics.DOT_PRODUCT
-    by_windows = point.positions is Positions.WINDOWS
-    sliding = Connectivity.SLIDING_CLAMPED if attends else Connectivity.SLIDING_ZERO
-    if point.is_sliding:
-        yield "sliding", {}
-        window = {"shift": tuple(n // 2 for n in point.size), "pad": attends, "period": None}
-        yield "window", {"connectivity": Connectivity.WINDOW, **window}
-    else:
-        period = point.size if by_windows else None
-        yield "sliding", {"connectivity": sliding, "shift": (0, 0), "pad": False, "period": period}
-        yield "window", {}
-
-
-def _sizes(point: Point) -> Variants:
-    for size in sorted({*((n, n) for n in SIZES), point.size}):
-        label = str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"
-        if size == point.size:
-            yield label, {}
-        else:
-            shift = tuple(n // 2 for n in size) if point.shift != (0, 0) else (0, 0)
-            yield label, {"size": size, "shift": shift}
-
-
-def _positions(point: Point) -> Variants:
-    yield "shared by all", {"positions": Positions.ALL, "period": None}
-    period = (point.period or point.size) if point.is_sliding else None
-    yield "shared by windows", {"positions": Positions.WINDOWS, "period": period}
-    yield "unshared", {"positions": Positions.NONE, "period": None}
-
-
-def _channels(point: Point) -> Variants:
-    counts: list[Any] = [None, 24, 8, 3, 1]
-    if point.num_groups not in counts:
-        counts.insert(1, point.num_groups)
-    for count in counts:
-        if isinstance(count, tuple):
-            label = f"{'-'.join(map(str, count))} groups"
-        else:
-            label = "unshared" if count is None else f"{count} group{'s' if count > 1 else ''}"
-        yield label, {"num_groups": count}
-
-
-def _weights(point: Point) -> Variants:
-    for label, weights, kernels in (
-        ("static", Dynamics.STATIC, 0),
-        ("homogeneous", Dynamics.HOMOGENEOUS, 0),
-        (f"mixture of {point.num_kernels or 4}", Dynamics.MIXTURE, point.num_kernels or 4),
-        ("inhomogeneous", Dynamics.INHOMOGENEOUS, 0),
-        ("dot product", Dynamics.DOT_PRODUCT, 0),
-    ):
-        changes: dict[str, Any] = {"weights": weights, "num_kernels": kernels}
-        attends = weights is Dynamics.DOT_PRODUCT
-        if point.is_sliding:
-            changes["connectivity"] = Connectivity.SLIDING_CLAMPED if attends else Connectivity.SLIDING_ZERO
-        elif weights is not point.weights:
-            changes["pad"] = attends
-        yield label, changes

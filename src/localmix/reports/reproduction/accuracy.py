@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from localmix.reports.ablation.effort import effort
 from localmix.reports.metrics import read_metrics
 from localmix.reports.paper import DATA, PAPER
 from localmix.reports.reproduction.found import Found, origin, picture
@@ -96,8 +97,9 @@ def _ablation(found: Found) -> list[Block]:
     blocks: list[Block] = [
         Heading(f"Ablation: {settings['model']} on {Path(settings['data']).name}", 3),
         Paragraph(
-            f"{settings['img_size']} px, {settings['epochs']} epochs, {len(settings['seeds'])} seed(s). Differences in "
-            "percentage points to the baseline of the study, paired by seed."
+            f"{settings['img_size']} px, {settings['epochs']} epoch{'s' if settings['epochs'] > 1 else ''}, "
+            f"{len(settings['seeds'])} seed(s): {effort(content)}. Differences in percentage points to the baseline of "
+            "the study, paired by seed."
         ),
         origin(found),
     ]

@@ -1,6 +1,7 @@
 """Times how one process makes batches from image files beside timm, with the same files and the same random draws.
 
     python benchmarks/views_beside_timm.py DIR [--img-size 64] [--images 256] [--rounds 15] [--plain]
+        [--output FOLDER]
 
 `localmix bench loader` times whole loaders, whose draws differ; RandAugment's operations differ in cost, so its ratio
 has a share of luck for tiny images. Here image files are decoded, augmented, normalised and collated in turns of 16
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch.utils.data import Subset, default_collate
 
 from localmix.reports.benchmarks.loader import PAPER, PLAIN, _refuse_other_pixels, _timm_loader
 from localmix.reports.benchmarks.timing import times_as_fast
+from localmix.reports.environment import command, commit, environment
+from localmix.reports.results import write_json
 from localmix.tasks.classification import views
 from localmix.tasks.classification.data import load_images
 from localmix.tasks.classification.loading import DecodedImages
@@ -35,6 +39,7 @@ def main() -> None:
     for name, value in {"img-size": 64, "images": 256, "rounds": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N")
     parser.add_argument("--plain", action="store_true", help="only crops and flips")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for results.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     # as in a worker, whose random states nobody else needs
@@ -83,7 +88,16 @@ def main() -> None:
             times[name].append(seconds)
     for name, seconds in times.items():
         print(f"{name:10}{median(seconds) / len(chosen) * 1e6:8.0f} us an image")
-    print(f"localmix is {times_as_fast(times['localmix'], times['timm']):.3f} times as fast")
+    ratio = times_as_fast(times["localmix"], times["timm"])
+    print(f"localmix is {ratio:.3f} times as fast")
+    if args.output:
+        settings = {name: value for name, value in vars(args).items() if name not in ("data", "output")}
+        settings |= {"data": Path(args.data).name, "images": len(chosen)}
+        results = {"kind": "views", "settings": settings, "seconds": times, "times_as_fast_as_timm": ratio}
+        write_json(
+            args.output / "results.json",
+            {**results, "environment": environment("cpu"), "command": command(), "commit": commit()},
+        )
 
 
 if __name__ == "__main__":

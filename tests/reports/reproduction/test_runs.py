@@ -114,6 +114,28 @@ def test_loaders(tmp_path):
     assert [cell.text for cell in grid.rows[0]] == ["localmix", "123.5"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "figure", "rows"),
+    [
+        ("views", {"plain": False, "img_size": 64, "images": 4}, {"times_as_fast_as_timm": 1.5}, ["500", "750"]),
+        (
+            "epoch",
+            {"model": "dwnet_nano", "img_size": 64, "images": 4, "batch": 2, "workers": 1},
+            {"times_as_long_as_timm": 1.5},
+            ["0.00", "0.00"],
+        ),
+    ],
+)
+def test_what_was_timed_beside_timm(tmp_path, kind, settings, figure, rows):
+    seconds = {"localmix": [0.001, 0.002, 0.003], "timm": [0.003, 0.003, 0.003]}
+    content = {**ablation(), "kind": kind, "settings": {"data": "images", "rounds": 3, **settings}, **figure}
+    (tmp_path / "results.json").write_text(json.dumps({**content, "seconds": seconds}))
+    (grid,) = grids(blocks(tmp_path))
+    assert [row[0].text for row in grid.rows] == ["localmix", "timm"]
+    assert [row[1].text for row in grid.rows] == rows
+    assert any("1.50 times" in block.text for block in blocks(tmp_path) if isinstance(block, Paragraph))
+
+
 def ablation():
     point = {"parameters": 10**6, "macs": 10**7, "top1_mean": 0.5, "top1_interval": [0.4, 0.6]}
     point["runs"] = [{"folder": f"runs/a/seed-{seed}", "seconds": 600.0} for seed in range(3)]

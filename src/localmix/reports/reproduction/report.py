@@ -23,7 +23,7 @@ PARTS = {
     "cost": "Cost",
 }
 """Parts of the page and their titles."""
-SPEED = ("networks", "operators", "loader")
+SPEED = ("networks", "operators", "loader", "views", "epoch")
 COST = ("scaling", "cost")
 """Kinds of results of those parts; the others are of accuracy."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from localmix.axes import MIXERS
 from localmix.reports.cost_table import megabytes
@@ -96,6 +97,41 @@ def _loader(found: Found) -> list[Block]:
     ]
 
 
+def _views(found: Found) -> list[Block]:
+    content, settings = found.content, found.content["settings"]
+    views = "crops and flips" if settings["plain"] else "the augmentation of the paper"
+    rows = [
+        cells((name, f"{median(seconds) / settings['images'] * 1e6:,.0f}"), Mark.HERE)
+        for name, seconds in content["seconds"].items()
+    ]
+    return [
+        Heading(f"Images of {settings['img_size']} px with {views}, beside timm", 3),
+        Paragraph(
+            f"{settings['images']:,} image files of {settings['data']}, decoded, augmented with the same random draws "
+            f"and collated, {settings['rounds']} times in turns: localmix is {content['times_as_fast_as_timm']:.2f} "
+            "times as fast, the median over the turns."
+        ),
+        origin(found),
+        Grid(("by", "µs of one core for an image"), tuple(rows)),
+    ]
+
+
+def _epoch(found: Found) -> list[Block]:
+    content, settings = found.content, found.content["settings"]
+    rows = [cells((name, f"{median(s):.2f}"), Mark.HERE) for name, s in content["seconds"].items()]
+    return [
+        Heading("An epoch of training beside timm's loop", 3),
+        Paragraph(
+            f"{settings['model']} on {settings['images']:,} images of {settings['data']} at {settings['img_size']} px, "
+            f"batches of {settings['batch']}, {settings['workers']} loading process(es), {settings['rounds']} epochs "
+            f"of each in turns: an epoch of localmix takes {content['times_as_long_as_timm']:.2f} times as long, the "
+            "median over the turns."
+        ),
+        origin(found),
+        Grid(("by", "seconds of an epoch"), tuple(rows)),
+    ]
+
+
 def _cost(found: Found) -> list[Block]:
     settings = found.content["settings"]
     header = ("network", "pixels", "parameters", "MACs", "kept for backward", "dynamic weights written out")
@@ -123,6 +159,8 @@ SECTIONS: dict[str, Callable[[Found], list[Block]]] = {
     "networks": _networks,
     "operators": _operators,
     "loader": _loader,
+    "views": _views,
+    "epoch": _epoch,
     "scaling": _scaling,
     "cost": _cost,
 }

@@ -47,7 +47,8 @@ def test_labellings_are_found_by_name_and_in_the_folder(tmp_path):
     assert find_labelling("scenes", tmp_path).classes == CLASSES
     with pytest.raises(ValueError, match=r"data: expected .*classes.txt, a line for each class"):
         find_labelling(None, tmp_path)
-    (tmp_path / "classes.txt").write_text("sky\n\ntall tree\n")
+    # as some editors write it, with a mark in front
+    (tmp_path / "classes.txt").write_text("\ufeffsky\n\ntall tree\n", encoding="utf-8")
     labelling = find_labelling(None, tmp_path, first=1, void=(0,))
     assert (labelling.classes, labelling.first, labelling.void) == (("sky", "tall tree"), 1, (0,))
     (tmp_path / "classes.txt").write_text("sky\ntree\nsky\n")

@@ -61,6 +61,13 @@ def test_windows_have_one_size_and_end_with_the_image():
     assert sorted(corner for _, corner in seen) == [13 * top + left for top in (0, 4) for left in (0, 4, 7)]
 
 
+@pytest.mark.parametrize("size", [(31, 20), (31, 70), (50, 64)])
+def test_a_stride_may_be_longer_than_a_small_image(size):
+    """Images of a set have many sizes; what the window allows is allowed for all."""
+    images, net = torch.randn(1, 3, *size), Pointwise()
+    torch.testing.assert_close(sliding(net, images, window=64, stride=40), net(images))
+
+
 def test_overlapping_windows_are_averaged():
     """A net that answers with the mean of its window: where two windows overlap, the mean of both."""
     images = torch.tensor([0.0, 1.0, 5.0, 9.0]).view(1, 1, 1, 4)

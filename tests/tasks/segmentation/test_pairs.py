@@ -85,6 +85,18 @@ def test_folders_without_images_are_refused(tmp_path, empty):
         scenes(tmp_path / "images", tmp_path / "annotations", THREE)
 
 
+def test_a_folder_of_void_alone_is_refused(tmp_path):
+    """One labelled pixel in all of it is enough."""
+    for name in ("first", "second"):
+        write(tmp_path, name, value=255)
+    with pytest.raises(ValueError, match=r"found 1 problem:\n  .*annotations: all pixels are void"):
+        scenes(tmp_path / "images", tmp_path / "annotations", THREE)
+    labels = np.full((4, 6), 255, np.uint8)
+    labels[3, 5] = 0
+    Image.fromarray(labels).save(tmp_path / "annotations/second.png")
+    assert len(scenes(tmp_path / "images", tmp_path / "annotations", THREE)) == 2
+
+
 def test_splits_of_camvid(camvid):
     found = splits(camvid, CAMVID)
     assert list(found) == ["train", "validation", "test"]

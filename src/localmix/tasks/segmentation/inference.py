@@ -70,8 +70,12 @@ def sliding(net: Logits, images: Tensor, *, window: Size, stride: Size | None = 
     makes it smaller. Where one window covers the image the result is that of the net.
     """
     height, width = images.shape[2:]
-    sides = [min(a, b) for a, b in zip(arguments.pair("window", window), (height, width), strict=True)]
+    wanted = arguments.pair("window", window)
+    sides = [min(a, b) for a, b in zip(wanted, (height, width), strict=True)]
     steps = [max(1, 2 * side // 3) for side in sides] if stride is None else list(arguments.pair("stride", stride))
+    for side, step in zip(wanted, steps, strict=True):
+        if step > side:
+            raise ValueError(f"stride: expected at most the {side} pixels of the window, got {step}")
     total: Any = None
     counts = images.new_zeros(height, width)
     for top in _starts(height, sides[0], steps[0]):
@@ -86,8 +90,6 @@ def sliding(net: Logits, images: Tensor, *, window: Size, stride: Size | None = 
 
 
 def _starts(length: int, side: int, step: int) -> list[int]:
-    if step > side:
-        raise ValueError(f"stride: expected at most the {side} pixels of the window, got {step}")
     last = length - side
     return [*range(0, last, step), last]
 

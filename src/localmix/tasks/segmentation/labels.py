@@ -213,7 +213,7 @@ def find_labelling(name: str | None, root: Path, *, first: int = 0, void: tuple[
             f"data: expected {path}, a line for each class in the order of the labels, or a data set that is known by "
             f"name ({', '.join(NAMED)}), found none"
         )
-    classes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    classes = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise ValueError(f"data: expected each class once in {path}, got {', '.join(twice[:10])} more than once")

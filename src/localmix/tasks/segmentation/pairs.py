@@ -13,7 +13,7 @@ from PIL import Image
 
 from localmix.tasks.classification.parallel import cpu_cores
 from localmix.tasks.images import EXTENSIONS, read_image
-from localmix.tasks.segmentation.labels import Labelling, read_label_map
+from localmix.tasks.segmentation.labels import IGNORED, Labelling, read_label_map
 
 IMAGE_FOLDERS = ("images", "image")
 LABEL_FOLDERS = ("annotations", "labels", "label", "masks")
@@ -60,7 +60,7 @@ def scenes(
 
     Raises:
         ValueError: lists all that is wrong: images without a label map and the other way round, names that are there
-            twice, files that cannot be decoded, sizes that differ, values of no class.
+            twice, files that cannot be decoded, sizes that differ, values of no class, or no pixel that is not void.
     """
     problems: list[str] = []
     found = {kind: _by_name(folder, problems) for kind, folder in (("image", images), ("label map", labels))}
@@ -71,11 +71,14 @@ def scenes(
         problems.append(f"{images}: no images")
     if check:
         with ThreadPoolExecutor(cpu_cores()) as pool:
-            checked = pool.map(lambda pair: _problems_of(*pair, labelling), pairs)
-            problems += [problem for some in track(checked, "check", len(pairs)) for problem in some]
+            checked = list(track(pool.map(lambda pair: _checked(*pair, labelling), pairs), "check", len(pairs)))
+        problems += [problem for some, _ in checked for problem in some]
+        if pairs and not problems and not any(labelled for _, labelled in checked):
+            problems.append(f"{labels}: all pixels are void")
     if problems:
         more = [f"and {len(problems) - AT_MOST} more"] if len(problems) > AT_MOST else []
-        title = f"data: expected images with label maps in {images} and {labels}, found {len(problems)} problems:"
+        number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        title = f"data: expected images with label maps in {images} and {labels}, found {number}:"
         raise ValueError("\n  ".join([title, *problems[:AT_MOST], *more]))
     return LabelledScenes(pairs, labelling)
 
@@ -140,14 +143,17 @@ def _by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def _problems_of(image: Path, labels: Path, labelling: Labelling) -> list[str]:
-    problems, sizes = [], []
+def _checked(image: Path, labels: Path, labelling: Labelling) -> tuple[list[str], bool]:
+    """What is wrong with a pair, and whether any of its pixels has a class."""
+    problems, sizes, labelled = [], [], False
     try:
         sizes.append(read_image(image, channels=3).size)
     except ValueError as error:
         problems.append(str(error))
     try:
-        sizes.append(read_label_map(labels, labelling).shape[::-1])
+        stored = read_label_map(labels, labelling)
+        sizes.append(stored.shape[::-1])
+        labelled = bool((stored != IGNORED).any())
     except ValueError as error:
         problems.append(str(error))
     if len(sizes) == 2 and sizes[0] != sizes[1]:
@@ -155,4 +161,4 @@ def _problems_of(image: Path, labels: Path, labelling: Labelling) -> list[str]:
         problems.append(
             f"{labels}: expected the size of its image, {width}x{height}, got {labels_width}x{labels_height}"
         )
-    return problems
+    return problems, labelled

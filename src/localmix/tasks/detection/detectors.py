@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -55,7 +56,8 @@ def detector(
         mean: of the channels.
         std: of the channels.
         resize_in_training: whether training images are resized, too.
-        options: those of `Cascade`, or of torchvision's class.
+        options: those of `Cascade`, or of torchvision's class; and `num_proposals`, see `RegionProposals`, but for
+            RetinaNet, which has none.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
@@ -87,9 +89,13 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
         resize_in_training: bool = True,
+        num_proposals: Sequence[int] = (2000, 1000),
         **options: Any,
     ) -> None:
         channels = backbone.out_channels
+        replaced = [name for name in options if name.startswith("rpn_")]
+        if replaced:
+            raise ValueError(f"{replaced[0]}: expected no such argument, since the proposals are not torchvision's")
         torchvision.models.detection.MaskRCNN.__init__(
             self,
             backbone,
@@ -100,7 +106,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
             **options,
         )
         self.num_classes = num_classes
-        self.rpn = RegionProposals(channels, backbone.strides)
+        self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals)
         levels: Any = backbone.strides[:-1]
         self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)

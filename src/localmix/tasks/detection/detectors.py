@@ -21,6 +21,37 @@ from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import Target, check_targets
 
 DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
+OPTIONS = {
+    "cascade_mask_rcnn": (
+        "num_proposals",
+        "stages",
+        "num_samples",
+        "giou_weight",
+        "min_score",
+        "nms_iou",
+        "max_detections",
+    ),
+    "mask_rcnn": (
+        "num_proposals",
+        "box_score_thresh",
+        "box_nms_thresh",
+        "box_detections_per_img",
+        "box_fg_iou_thresh",
+        "box_bg_iou_thresh",
+        "box_batch_size_per_image",
+        "box_positive_fraction",
+        "bbox_reg_weights",
+    ),
+    "retinanet": (
+        "score_thresh",
+        "nms_thresh",
+        "detections_per_img",
+        "fg_iou_thresh",
+        "bg_iou_thresh",
+        "topk_candidates",
+    ),
+}
+"""Further arguments of each. torchvision ignores those that it does not know, so here they are refused."""
 OCTAVE = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
 """Scales of RetinaNet's anchors: three in an octave."""
 
@@ -56,13 +87,16 @@ def detector(
         mean: of the channels.
         std: of the channels.
         resize_in_training: whether training images are resized, too.
-        options: those of `Cascade`, or of torchvision's class; and `num_proposals`, see `RegionProposals`, but for
-            RetinaNet, which has none.
+        options: among `OPTIONS` of the name: `num_proposals`, see `RegionProposals`, and arguments of `Cascade` or of
+            torchvision's class.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
     """
     choice("name", name, DETECTORS)
+    for option in options:
+        if option not in OPTIONS[name]:
+            raise ValueError(f"{option}: expected one of the arguments of {name}, {', '.join(OPTIONS[name])}")
     positive("num_classes", num_classes)
     pyramid = FeaturePyramid(
         backbone,
@@ -93,9 +127,6 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         **options: Any,
     ) -> None:
         channels = backbone.out_channels
-        replaced = [name for name in options if name.startswith("rpn_")]
-        if replaced:
-            raise ValueError(f"{replaced[0]}: expected no such argument, since the proposals are not torchvision's")
         torchvision.models.detection.MaskRCNN.__init__(
             self,
             backbone,

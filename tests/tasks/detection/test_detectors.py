@@ -100,7 +100,7 @@ def test_as_many_proposals_as_are_asked_for(net, name):
 def test_masks_are_put_back_without_rounding(net, name):
     """A mask that is 1 everywhere covers the pixels whose centres its box covers."""
     net = net(name)
-    found = {"boxes": torch.tensor([[10.4, 5.6, 30.4, 25.6]]), "masks": torch.ones(1, 1, 28, 28)}
+    found = {"boxes": torch.tensor([[10.2, 5.7, 30.2, 25.7]]), "masks": torch.ones(1, 1, 28, 28)}
     (found,) = net.eval().transform.postprocess([found], [(64, 80)], [(64, 80)])
     (mask,) = found["masks"][0] >= 0.5
     assert mask.sum() == 20 * 20 and mask[6:26, 10:30].all()

@@ -71,3 +71,18 @@ def test_the_best_anchor_of_an_object_is_that_object(proposals):
     )
     assert labels.tolist() == [1, 1, 0]
     assert boxes[:2].tolist() == [truth[1].tolist(), truth[0].tolist()]
+
+
+def test_anchors_of_another_scale():
+    """An object of 13 pixels a side has no anchor among those of 32, and one among those of 16."""
+    target = {"boxes": torch.tensor([[25.0, 25, 38, 38]]), "size": torch.tensor([64, 64])}
+    counts = []
+    for scale in (8, 4):
+        proposals = RegionProposals(4, (4, 8), anchor_scale=scale)
+        images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+        anchors = proposals.anchor_generator(images, [torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 8, 8)])
+        (labels,), _ = proposals.assign_targets_to_anchors(anchors, [target])
+        counts.append(int((labels == 1).sum()))
+    assert counts[0] == 0 < counts[1]
+    with pytest.raises(ValueError, match="anchor_scale: expected a number above 0, got 0"):
+        RegionProposals(4, (4, 8), anchor_scale=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from localmix import arguments
 from localmix.tasks.detection.cascade import Cascade
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
-from localmix.tasks.detection.region_proposals import RegionProposals
+from localmix.tasks.detection.region_proposals import SCALE, RegionProposals
 from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import check_targets
 
@@ -44,13 +44,16 @@ class CascadeMaskRCNN(OnPyramid):
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
         resize_in_training: bool = True,
         num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
         **cascade: Any,
     ) -> None:
         super().__init__()
         self.num_classes = arguments.positive("num_classes", num_classes)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
         self.backbone = backbone
-        self.rpn = RegionProposals(backbone.out_channels, backbone.strides, num_proposals=num_proposals)
+        self.rpn = RegionProposals(
+            backbone.out_channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale
+        )
         self.roi_heads = Cascade(backbone.out_channels, backbone.strides[:-1], num_classes, **cascade)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -94,8 +97,8 @@ def cascade_mask_rcnn(
         min_size: shorter side that images are scaled to [pixels]; of several, one is drawn for each image in training,
             and the last counts in test.
         max_size: what the longer side is at most [pixels].
-        options: `mean` and `std` of the channels, `resize_in_training` (see `Resizing`), `num_proposals` (see
-            `RegionProposals`), and those of `Cascade`.
+        options: `mean` and `std` of the channels, `resize_in_training` (see `Resizing`), `num_proposals` and
+            `anchor_scale` (see `RegionProposals`), and those of `Cascade`.
 
     >>> import torch
     >>> with torch.device("meta"):

@@ -16,7 +16,7 @@ from localmix.arguments import choice, positive
 from localmix.tasks.detection.cascade_heads import PyramidAlign
 from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
-from localmix.tasks.detection.region_proposals import RATIOS, Anchors, RegionProposals
+from localmix.tasks.detection.region_proposals import RATIOS, SCALE, Anchors, RegionProposals
 from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import Target, check_targets
 
@@ -24,6 +24,7 @@ DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
 OPTIONS = {
     "cascade_mask_rcnn": (
         "num_proposals",
+        "anchor_scale",
         "stages",
         "num_samples",
         "giou_weight",
@@ -33,6 +34,7 @@ OPTIONS = {
     ),
     "mask_rcnn": (
         "num_proposals",
+        "anchor_scale",
         "box_score_thresh",
         "box_nms_thresh",
         "box_detections_per_img",
@@ -87,8 +89,8 @@ def detector(
         mean: of the channels.
         std: of the channels.
         resize_in_training: whether training images are resized, too.
-        options: among `OPTIONS` of the name: `num_proposals`, see `RegionProposals`, and arguments of `Cascade` or of
-            torchvision's class.
+        options: among `OPTIONS` of the name: `num_proposals` and `anchor_scale`, see `RegionProposals`, and arguments
+            of `Cascade` or of torchvision's class.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
@@ -124,6 +126,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
         resize_in_training: bool = True,
         num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
         **options: Any,
     ) -> None:
         channels = backbone.out_channels
@@ -137,7 +140,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
             **options,
         )
         self.num_classes = num_classes
-        self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals)
+        self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale)
         levels: Any = backbone.strides[:-1]
         self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)

@@ -93,15 +93,26 @@ class RegionProposals(RegionProposalNetwork):
         channels: of the maps.
         strides: of the levels [pixels].
         num_proposals: of an image in training and in test; NMS looks at so many of each level, too.
+        anchor_scale: side of a square anchor over the stride. An object much smaller than the finest anchors is
+            hardly found: of less than half their side, no anchor is that object.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
     """
 
-    def __init__(self, channels: int, strides: tuple[int, ...], *, num_proposals: Sequence[int] = (2000, 1000)) -> None:
+    def __init__(
+        self,
+        channels: int,
+        strides: tuple[int, ...],
+        *,
+        num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
+    ) -> None:
         if len(num_proposals) != 2 or any(not isinstance(number, int) or number < 1 for number in num_proposals):
             raise ValueError(f"num_proposals: expected two ints of at least 1, got {num_proposals}")
-        anchors: Any = Anchors(strides)
+        if not anchor_scale > 0:
+            raise ValueError(f"anchor_scale: expected a number above 0, got {anchor_scale!r}")
+        anchors: Any = Anchors(strides, (anchor_scale,))
         top = dict(zip(("training", "testing"), num_proposals, strict=True))
         super().__init__(
             anchors,

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help="of the images [pixels] (192 256)")
     add("--max-objects", type=int, default=12, metavar="N", help="most garments in a scene (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="another one makes other scenes (%(default)s)")
+    add("--plain", action="store_true", help="garments of one bright colour each on dark ground: easier to learn")
     add("--workers", type=int, metavar="N", help="processes; the files do not depend on it (one per core)")
 
 

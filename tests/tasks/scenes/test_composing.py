@@ -76,6 +76,22 @@ def test_garments_stand_out_from_the_ground(scenes):
     assert np.mean(np.array(edges) > np.array(inside)) > 0.8
 
 
+def test_plain_scenes_are_the_same_ones_on_dark_ground(scenes):
+    """What lies where does not change; ground is darker than garments, and less varied than with patterns."""
+    varied = []
+    for index, scene in enumerate(scenes[:40]):
+        plain = compose("train", index, **OPTIONS, plain=True)
+        assert plain.classes == scene.classes
+        assert (plain.seen == scene.seen).all()
+        ground = scene.seen == 0
+        brightest = plain.image.max(2)
+        if ground.any() and not ground.all():
+            assert np.median(brightest[ground]) < 80 < np.median(brightest[~ground])
+        if ground.any():
+            varied.append(scene.image[ground].std(0).mean() > plain.image[ground].std(0).mean())
+    assert np.mean(varied) > 0.95
+
+
 def test_images_have_light_and_dark(scenes):
     deviations = [scene.image.std() for scene in scenes]
     assert min(deviations) > 4 and np.mean(deviations) > 25

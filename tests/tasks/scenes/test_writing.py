@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,27 @@ def test_other_folders_are_refused(folder, tmp_path):
     assert os.listdir(tmp_path / "photographs") == ["cat.jpg"]
 
 
+def test_plain_scenes_are_another_set(folder, tmp_path):
+    """Other images of the same label maps; a set from before there were plain ones is whole, and is not plain."""
+    few = {**FEW, "num_train": 3, "num_val": 2}
+    write_scenes(tmp_path / "set", **few, plain=True, **SILENT)
+    assert "--seed 3 --plain\n" in (tmp_path / "set/README.md").read_text()
+    whole, plain = content(folder), content(tmp_path / "set")
+    names = [name for name in plain if "0000" in name]
+    assert len(names) == 10
+    assert all((plain[name] == whole[name]) == name.startswith("annotations") for name in names)
+    with pytest.raises(ValueError, match="set was made with plain = true and not false"):
+        write_scenes(tmp_path / "set", **few, **SILENT)
+
+    old = shutil.copytree(folder, tmp_path / "old")
+    facts = json.loads((old / "scenes.json").read_text())
+    del facts["settings"]["plain"]
+    (old / "scenes.json").write_text(json.dumps(facts))
+    write_scenes(old, **FEW, **SILENT)
+    with pytest.raises(ValueError, match="old was made with plain = false and not true"):
+        write_scenes(old, **FEW, plain=True, **SILENT)
+
+
 def test_damaged_set_is_named(tmp_path):
     write_scenes(tmp_path / "set", **FEW, **SILENT)
     (tmp_path / "set/annotations/val/000001.png").unlink()
@@ -198,6 +220,6 @@ def test_wrong_arguments(tmp_path, wrong, message):
 
 def test_command(tmp_path, capsys):
     command = ["scenes", str(tmp_path / "set"), "--num-train", "2", "--num-val", "1", "--size", "48", "64"]
-    assert main([*command, "--workers", "1"]) == 0
+    assert main([*command, "--plain", "--workers", "1"]) == 0
     assert "val: 1 scenes with" in capsys.readouterr().err
-    assert "--size 48 64 --max-objects 12 --seed 0" in (tmp_path / "set/README.md").read_text()
+    assert "--size 48 64 --max-objects 12 --seed 0 --plain" in (tmp_path / "set/README.md").read_text()

@@ -16,6 +16,8 @@ from localmix.tasks.scenes.textures import smooth_noise, texture
 
 QUALITY = 92
 """Of the JPEGs."""
+DARK, BRIGHT = (0.05, 0.25), (0.7, 1.0)
+"""Least and greatest value of the colours of plain scenes: of the ground, and of garments."""
 
 
 class Scene(NamedTuple):
@@ -45,7 +47,9 @@ class EncodedScene(NamedTuple):
     objects: list[dict[str, Any]]
 
 
-def compose(split: str, index: int, *, size: tuple[int, int], max_objects: int, seed: int) -> Scene:
+def compose(
+    split: str, index: int, *, size: tuple[int, int], max_objects: int, seed: int, plain: bool = False
+) -> Scene:
     """The scene of this index; what it looks like is a function of the arguments alone.
 
     Args:
@@ -54,9 +58,11 @@ def compose(split: str, index: int, *, size: tuple[int, int], max_objects: int, 
         size: height and width [pixels].
         max_objects: most garments, before those that others hide are left out.
         seed: of the set.
+        plain: whether garments of one bright colour each lie on dark ground of one colour; by default both have
+            patterns and any brightness. What lies where is the same.
     """
     garments, seen = layout(split, size, max_objects, _random(seed, split, index, 0))
-    image = _painted(garments, size, _random(seed, split, index, 1))
+    image = _painted(garments, size, _random(seed, split, index, 1), plain)
     return Scene(image, seen, tuple(garment.label for garment in garments))
 
 
@@ -99,13 +105,22 @@ def _objects(seen: np.ndarray, classes: tuple[int, ...]) -> list[dict[str, Any]]
     return found
 
 
-def _painted(garments: list[Garment], size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+def _painted(garments: list[Garment], size: tuple[int, int], random: np.random.Generator, plain: bool) -> np.ndarray:
     height, width = size
-    ground = [_colour(random) for _ in range(2)]
-    pattern = texture(height, width, random)[..., None]
-    image = ground[0] + (ground[1] - ground[0]) * pattern
-    for garment in garments:
-        _lay(garment, image, ground, random)
+    if plain:
+        image = np.tile(_colour(random, *DARK), (height, width, 1))
+        for garment in garments:
+            _lay(
+                garment, image, _colour(random, *BRIGHT), random.uniform(0.5, 0.7), np.ones_like(garment.cover), random
+            )
+    else:
+        ground = [_colour(random) for _ in range(2)]
+        pattern = texture(height, width, random)[..., None]
+        image = ground[0] + (ground[1] - ground[0]) * pattern
+        for garment in garments:
+            colour, pattern = _colour_that_differs(ground, random), texture(*garment.cover.shape, random)
+            contrast, ambient = random.uniform(0, 0.4), random.uniform(0.15, 0.4)
+            _lay(garment, image, colour, ambient, 1 - contrast * pattern, random)
     # light that is not the same everywhere, then the noise of a sensor
     image *= 0.7 + 0.5 * smooth_noise(height, width, max(size) / 2, random)[..., None]
     grain = random.integers(-128, 128, image.shape, np.int8).astype(np.float32)
@@ -113,10 +128,20 @@ def _painted(garments: list[Garment], size: tuple[int, int], random: np.random.G
     return (np.clip(image, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
-def _lay(garment: Garment, image: np.ndarray, ground: list[np.ndarray], random: np.random.Generator) -> None:
-    """Paint a garment over the image, its shadow first."""
-    colour, pattern = _colour_that_differs(ground, random), texture(*garment.cover.shape, random)
-    contrast, ambient = random.uniform(0, 0.4), random.uniform(0.15, 0.4)
+def _lay(
+    garment: Garment,
+    image: np.ndarray,
+    colour: np.ndarray,
+    ambient: float,
+    pattern: np.ndarray,
+    random: np.random.Generator,
+) -> None:
+    """Paint a garment over the image, its shadow first.
+
+    Args:
+        colour: float32 [3]; `ambient` is the share of it that is left where the garment is black.
+        pattern: factor of the brightness, of the shape of the garment's cover.
+    """
     depth = max(1, round(0.04 * max(garment.cover.shape)))
     shift_down, shift_right = (int(shift) for shift in random.integers(-depth, depth + 1, 2))
 
@@ -128,7 +153,7 @@ def _lay(garment: Garment, image: np.ndarray, ground: list[np.ndarray], random: 
     image[there] *= 1 - np.asarray(blurred, np.float32)[own][..., None] * np.float32(0.5 / 255)
 
     there, own = windows(garment.top, garment.left, garment.cover.shape, image.shape)
-    brightness = (ambient + (1 - ambient) * garment.grey[own]) * (1 - contrast * pattern[own])
+    brightness = (ambient + (1 - ambient) * garment.grey[own]) * pattern[own]
     image[there] += garment.cover[own][..., None] * (brightness[..., None] * colour - image[there])
 
 
@@ -141,9 +166,9 @@ def _colour_that_differs(others: list[np.ndarray], random: np.random.Generator) 
     )
 
 
-def _colour(random: np.random.Generator, brightest: float = 0.85) -> np.ndarray:
+def _colour(random: np.random.Generator, darkest: float = 0.25, brightest: float = 0.85) -> np.ndarray:
     """A colour, float32 [3] in 0..1."""
-    hue, saturation, value = random.random(), random.uniform(0, 0.8), random.uniform(0.25, brightest)
+    hue, saturation, value = random.random(), random.uniform(0, 0.8), random.uniform(darkest, brightest)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
 
 

@@ -16,13 +16,14 @@ def readme(content: dict[str, Any]) -> str:
         for label, name in enumerate(CLASSES)
         if label
     )
+    plain = " --plain" if settings["plain"] else ""
     return f"""# Scenes
 
 {scenes["train"]:,} scenes for training and {scenes["val"]:,} for validation, {width} x {height} pixels, of garments
 that occlude one another. Composed of Fashion-MNIST by
 
     localmix scenes DIR --num-train {settings["num_train"]} --num-val {settings["num_val"]} \\
-        --size {height} {width} --max-objects {settings["max_objects"]} --seed {settings["seed"]}
+        --size {height} {width} --max-objects {settings["max_objects"]} --seed {settings["seed"]}{plain}
 
 The garments for training are from Fashion-MNIST's training images, those for validation from its test images.
 

@@ -43,6 +43,7 @@ def write_scenes(
     size: tuple[int, int] = (192, 256),
     max_objects: int = 12,
     seed: int = 0,
+    plain: bool = False,
     workers: int | None = None,
     announce: Announce = print,
     track: Track = lambda iterable, what, count: iterable,
@@ -59,6 +60,7 @@ def write_scenes(
         size: height and width [pixels].
         max_objects: most garments in a scene, at most 200.
         seed: of the set; another one makes other scenes.
+        plain: whether garments of one bright colour each lie on dark ground, which small nets learn in minutes.
         workers: processes (one per core); the files do not depend on it.
         announce: receives notices.
         track: shows progress.
@@ -80,6 +82,7 @@ def write_scenes(
         "size": [*pair("size", size, minimum=LEAST_SIDE)],
         "max_objects": max_objects,
         "seed": seed,
+        "plain": bool(plain),
     }
     workers = cpu_cores() if workers is None else positive("workers", workers)
     output = Path(os.path.abspath(output))
@@ -125,7 +128,8 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     """Those of a set; None if the folder is something else."""
     try:
         content = json.loads((folder / SETTINGS).read_bytes())
-        return content["settings"] if isinstance(content["settings"], dict) else None
+        # sets that know of no plain scenes have none
+        return {"plain": False, **content["settings"]} if isinstance(content["settings"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -149,11 +153,12 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, track: Track) -
     """All files of the set; gives the content of its settings' file."""
     content: dict[str, Any] = {"settings": settings, "scenes": {}, "objects": {}}
     options = {"size": tuple(settings["size"]), "max_objects": settings["max_objects"], "seed": settings["seed"]}
+    plain = settings["plain"]
     with _pool(workers) as pool:
         for split in SPLITS:
             number = settings[f"num_{split}"]
             annotations: list[dict[str, Any]] = []
-            for index, items in enumerate(track(_scenes(pool, folder, split, number, options), split, number)):
+            for index, items in enumerate(track(_scenes(pool, folder, split, number, options, plain), split, number)):
                 annotations.extend(
                     [{"id": len(annotations) + k, "image_id": index, **o} for k, o in enumerate(items, 1)]
                 )
@@ -171,23 +176,23 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, track: Track) -
 
 
 def _scenes(
-    pool: ProcessPoolExecutor | None, folder: Path, split: str, number: int, options: dict[str, Any]
+    pool: ProcessPoolExecutor | None, folder: Path, split: str, number: int, options: dict[str, Any], plain: bool
 ) -> Iterator[list[dict[str, Any]]]:
     """Write the scenes of a split that are missing; gives the annotations of each, in order."""
     for kind in ("images", "annotations"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
-    work = partial(_scene, folder, split, options)
+    work = partial(_scene, folder, split, options, plain)
     for start in range(0, number, ROUND):
         indices = range(start, min(start + ROUND, number))
         yield from pool.map(work, indices, chunksize=8) if pool else map(work, indices)
 
 
-def _scene(folder: Path, split: str, options: dict[str, Any], index: int) -> list[dict[str, Any]]:
+def _scene(folder: Path, split: str, options: dict[str, Any], plain: bool, index: int) -> list[dict[str, Any]]:
     image = folder / "images" / split / f"{index:06}.jpg"
     labels = folder / "annotations" / split / f"{index:06}.png"
     if labels.exists() and _decodes(image) and _decodes(labels):
         return objects(split, index, **options)
-    files: EncodedScene = encode(compose(split, index, **options))
+    files: EncodedScene = encode(compose(split, index, **options, plain=plain))
     # the label map last: where it is, the image is
     for path, data in ((image, files.image), (labels, files.labels)):
         partly = path.with_name(f".{path.name}")

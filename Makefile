@@ -22,8 +22,8 @@ demo: $(READY) ## Train the mixers on the images that the package ships and comp
 	$(BIN)/localmix compare --output runs/demo
 
 demo-detection: $(READY) ## Train a detector on scenes that the package composes, and show it: runs/demo-detection
-	$(BIN)/localmix scenes runs/scenes-96x128 --num-train 1200 --num-val 100 --size 96 128 --max-objects 6
-	$(BIN)/localmix fit --config recipes/scenes/detection_dwnet_nano.yaml --data.root runs/scenes-96x128 --output runs/demo-detection
+	$(BIN)/localmix scenes runs/scenes-plain-3000 --num-train 3000 --num-val 100 --size 96 128 --max-objects 6 --plain
+	$(BIN)/localmix fit --config recipes/scenes/detection_dwnet_nano.yaml --data.root runs/scenes-plain-3000 --output runs/demo-detection
 	$(BIN)/localmix validate runs/demo-detection --output runs/demo-detection/validation
 
 demo-segmentation: $(READY) ## Train a segmenter on scenes that the package composes, and show it: runs/demo-segmentation

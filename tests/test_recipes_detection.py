@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from localmix.reports.training.options import parse
+from localmix.tasks.detection.detectors import detector
 
 ROOT = Path(__file__).parents[1]
 COCO = [path for path in sorted(ROOT.glob("recipes/coco/*.yaml")) if path.name != "recipe.yaml"]
@@ -47,6 +49,16 @@ def test_header_and_settings(path):
     if path in PAPER:
         published = [PUBLISHED[path.stem]] if path.stem in PUBLISHED else []
         assert re.findall(r"\d+\.\d / \d+\.\d", line) == published
+
+
+@pytest.mark.parametrize("path", [*SCENES, ROOT / "recipes/coco/overfit8.yaml"], ids=name)
+def test_arguments_of_the_detector_are_known(path):
+    settings, _ = parse(["--config", str(path)])
+    model = settings.model
+    backbone = {"depths": (1, 1, 1, 1), **(model.model_kwargs or {})}
+    with torch.device("meta"):
+        net = detector(model.detector, model.name, backbone_kwargs=backbone, **(model.detector_kwargs or {}))
+    assert net.num_classes == 80
 
 
 @pytest.mark.parametrize("path", PAPER, ids=name)

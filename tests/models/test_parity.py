@@ -114,9 +114,13 @@ def test_a_table_read_the_wrong_way_is_seen(randomised, axes):
 
 
 class Official:
-    """Logits of a checkpoint of the authors' code, computed from the paper with `F.conv2d`."""
+    """Logits of a checkpoint of the authors' code, computed from the paper with `F.conv2d`.
 
-    def __init__(self, weights, family):
+    `padded`: as their detectors and segmenters do, to maps of multiples of 7 in front of each block.
+    """
+
+    def __init__(self, weights, family, *, padded=False):
+        self.padded = padded
         self.weights = {key: v.double() if v.is_floating_point() else v for key, v in weights.items()}
         self.mix = {"dwnet": self.static, "dynamic_dwnet": self.dynamic, "i_dynamic_dwnet": self.inhomogeneous}[family]
 
@@ -160,9 +164,12 @@ class Official:
 
     def block(self, x, name):
         conv = f"{name}.attn2conv"
-        y = self.batch_norm(self.convolution(x, f"{conv}.conv0"), f"{conv}.bn0").relu()
+        height, width = x.shape[2:]
+        y = F.pad(x, (0, -width % 7, 0, -height % 7)) if self.padded else x
+        y = self.batch_norm(self.convolution(y, f"{conv}.conv0"), f"{conv}.bn0").relu()
         y = self.batch_norm(self.mix(y, f"{conv}.conv"), f"{conv}.bn").relu()
-        x = x + self.batch_norm(self.convolution(y, f"{conv}.conv2"), f"{conv}.bn2")
+        y = self.batch_norm(self.convolution(y, f"{conv}.conv2"), f"{conv}.bn2")
+        x = x + y[:, :, :height, :width]
         y = F.gelu(self.linear(self.batch_norm(x, f"{name}.bn"), f"{name}.mlp.fc1"))
         return x + self.linear(y, f"{name}.mlp.fc2")
 
@@ -183,17 +190,24 @@ class Official:
 
 
 @torch.inference_mode()
-def difference_of_official(family, weights, fed_to_ours):
-    net = create_model(f"{family}_nano").double().eval()
+def difference_of_official(family, weights, fed_to_ours, *, padded=False, **options):
+    net = create_model(f"{family}_nano", **options).double().eval()
     net.load_state_dict(convert_state_dict(fed_to_ours, net))
     image = torch.randn(2, 3, 48, 64, dtype=torch.float64)
-    return relative_difference(net(image), Official(weights, family)(image))
+    return relative_difference(net(image), Official(weights, family, padded=padded)(image))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_official_network(official, family):
     weights = official(family, "nano")
     assert difference_of_official(family, weights, weights) < 1e-10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_official_backbone_of_detectors_and_segmenters(official, family):
+    weights = official(family, "nano")
+    assert difference_of_official(family, weights, weights, padded=True, pad_to=7) < 1e-10
+    assert difference_of_official(family, weights, weights, padded=True) > 1e-4
 
 
 @pytest.mark.parametrize(

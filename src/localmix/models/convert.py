@@ -181,6 +181,20 @@ def _layout_of(weights: Weights) -> Layout:
     raise ValueError(f"checkpoint: expected one of these layouts: {known}; got names such as {names}")
 
 
+def padding_of(weights: Weights, **options: Any) -> dict[str, Any]:
+    """Arguments of a backbone that pads as that of a published detector or segmenter does.
+
+    The authors' nets pad the map in front of each block to a multiple of the kernel there, and not as classifiers,
+    whose maps 7 divides at 224 pixels. Swin's windows pad in any case.
+
+    Args:
+        weights: of the whole checkpoint.
+        options: other arguments of the backbone.
+    """
+    of_authors = any(".attn2conv." in key for key in weights)
+    return {"pad_to": options.get("kernel_size", 7)} if of_authors and "pad_to" not in options else {}
+
+
 def _num_classes(weights: Weights, layout: Layout) -> int:
     """Outputs of the classifier; 0 if there is none."""
     for key, value in weights.items():

@@ -8,17 +8,19 @@ Source: section 3 of the paper.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from localmix.arguments import Size, pair
+from localmix.arguments import Size, pair, positive
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv, LocalMLP
 from localmix.layers.activation import GELU, relu
 from localmix.layers.channels_last import Pointwise, batch_norm
-from localmix.models.hierarchy import Hierarchy
+from localmix.models.hierarchy import Hierarchy, missing
 from localmix.models.registry import NUM_GROUPS, build, pretrained_cfg
 
 
@@ -29,6 +31,10 @@ class DWNetBlock(nn.Module):
 
     y = x + bn(W2 relu(bn(mixer(relu(bn(W1 x))))))
     z = y + mlp(bn(y))
+
+    Args:
+        pad_to: the first line sees the map padded with zeros, below and on the right, to a multiple of this; 1: as it
+            is. The authors' detectors and segmenters pad to multiples of the kernel.
     """
 
     def __init__(
@@ -40,8 +46,10 @@ class DWNetBlock(nn.Module):
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        pad_to: int = 1,
     ) -> None:
         super().__init__()
+        self.pad_to = positive("pad_to", pad_to)
         self.conv1 = Pointwise(dim, dim, bias=False)
         self.norm1: nn.Module = norm(dim)
         self.mixer = mixer
@@ -54,25 +62,35 @@ class DWNetBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu(batch_norm(self.norm1, self.conv1(x)))
+        y = x
+        if self.pad_to > 1:
+            bottom, right = (missing(size, self.pad_to) for size in x.shape[1:3])
+            y = F.pad(x, (0, 0, 0, right, 0, bottom))
+        y = relu(batch_norm(self.norm1, self.conv1(y)))
         y = relu(batch_norm(self.norm2, self.mixer(y)))
         y = batch_norm(self.norm3, self.conv2(y))
+        if self.pad_to > 1:
+            y = y[:, : x.shape[1], : x.shape[2]]
         x = x + self.drop_path1(y)
         return x + self.drop_path2(self.mlp(batch_norm(self.norm4, x)))
 
 
-def _dwnet(name: str, pretrained: bool, *, kernel_size: Size = 7, impl: str = "auto", **kwargs: Any) -> Hierarchy:
+def _dwnet(
+    name: str, pretrained: bool, *, kernel_size: Size = 7, pad_to: int = 1, impl: str = "auto", **kwargs: Any
+) -> Hierarchy:
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
         return DepthwiseConv(dim, kernel_size=kernel_size, impl=impl)
 
-    return build(name, mixer, DWNetBlock, pretrained, **kwargs)
+    return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
 
 
-def _dynamic(name: str, pretrained: bool, *, kernel_size: Size = 7, impl: str = "auto", **kwargs: Any) -> Hierarchy:
+def _dynamic(
+    name: str, pretrained: bool, *, kernel_size: Size = 7, pad_to: int = 1, impl: str = "auto", **kwargs: Any
+) -> Hierarchy:
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
         return HomogeneousDynamicConv(dim, kernel_size=kernel_size, impl=impl)
 
-    return build(name, mixer, DWNetBlock, pretrained, **kwargs)
+    return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
 
 
 def _i_dynamic(
@@ -81,6 +99,7 @@ def _i_dynamic(
     *,
     kernel_size: Size = 7,
     num_groups: int | None = None,
+    pad_to: int = 1,
     impl: str = "auto",
     **kwargs: Any,
 ) -> Hierarchy:
@@ -89,7 +108,7 @@ def _i_dynamic(
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
         return InhomogeneousDynamicConv(dim, num_groups=groups, kernel_size=kernel_size, impl=impl)
 
-    return build(name, mixer, DWNetBlock, pretrained, **kwargs)
+    return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
 
 
 def _local_mlp(

@@ -20,7 +20,7 @@ MixerFactory = Callable[[int, int, int], nn.Module]
 """Makes the mixer of a block: (dim, stage, index within the stage) -> module [B, H, W, C] -> [B, H, W, C]."""
 
 
-def _missing(size: int, divisor: int) -> int:
+def missing(size: int, divisor: int) -> int:
     """What fills `size` up to a multiple of `divisor`: written so that their sum is plainly one when `size` is open."""
     return (size + divisor - 1) // divisor * divisor - size
 
@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        bottom, right = (_missing(size, self.patch_size) for size in image.shape[2:])
+        bottom, right = (missing(size, self.patch_size) for size in image.shape[2:])
         image = F.pad(image, (0, right, 0, bottom))
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
@@ -57,7 +57,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        x = F.pad(x, (0, 0, 0, _missing(width, 2), 0, _missing(height, 2)))
+        x = F.pad(x, (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
         x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
         # left column first, as Swin's checkpoints have it: (0, 0), (1, 0), (0, 1), (1, 1)
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))

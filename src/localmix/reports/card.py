@@ -1,29 +1,17 @@
-"""The model card of a published network."""
+"""The model card of a published network, whatever its task."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.models import Hierarchy
 from localmix.reports.environment import commit
-from localmix.reports.evaluation.classification import lines
-from localmix.reports.evaluation.trained import Trained
-from localmix.tasks.images import MODES
 
-MEASURED = {
-    "val_top1": ("raw", "top-1", "{:.2%}"),
-    "val_top5": ("raw", "top-5", "{:.2%}"),
-    "val_loss": ("raw", "loss", "{:.4f}"),
-    "val_ema_top1": ("ema", "top-1", "{:.2%}"),
-    "val_ema_top5": ("ema", "top-5", "{:.2%}"),
-    "val_ema_loss": ("ema", "loss", "{:.4f}"),
-}
-"""Columns of metrics.csv: of which weights, their name and form for people."""
 CITATION = """@inproceedings{han2022connection,
   title     = {On the Connection between Local Attention and Dynamic Depth-wise Convolution},
   author    = {Qi Han and Zejia Fan and Qi Dai and Lei Sun and Ming-Ming Cheng and Jiaying Liu and Jingdong Wang},
@@ -31,116 +19,115 @@ CITATION = """@inproceedings{han2022connection,
   year      = {2022}
 }"""
 
+Rows = list[tuple[str, str]]
+"""Names and values of a table."""
 
-def card(
-    trained: Trained,
-    *,
-    folder: str,
-    license: str,
-    measured: Mapping[str, float],
-    evaluations: Mapping[str, Mapping[str, Any]],
-) -> str:
+
+@dataclass(frozen=True)
+class Content:
+    """What a card says.
+
+    Args:
+        library: that loads the network, as the Hub calls it.
+        pipeline: the task, as the Hub calls it.
+        what: a sentence on what it is.
+        use: a program that uses the folder of the name that is given.
+        source: where the weights come from, with "sha256", "step" and "weights".
+        settings: of the training, plain values.
+        noted: what the run has noted of itself; None where it has nothing.
+        measured: what the run itself measured at the step of the checkpoint.
+        rows: the figures of an evaluation, of the content of its results.json.
+        ours: whether the network is one of the paper's.
+    """
+
+    library: str
+    pipeline: str
+    what: str
+    use: Callable[[str], str]
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    noted: Mapping[str, Any] | None
+    measured: Rows
+    rows: Callable[[Mapping[str, Any]], Rows]
+    ours: bool
+
+
+def card(content: Content, *, folder: str, license: str, evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown with the Hub's header.
 
     Args:
         folder: what the network is published as.
         license: of the weights.
-        measured: the run's own validation at the step of the checkpoint, by the columns of metrics.csv.
         evaluations: the content of results.json, by the file's name in the folder.
     """
-    ours = isinstance(trained.net, Hierarchy)
-    root, _ = trained.data
-    data = Path(root).name if root else None
-    tags = ["image-classification", "timm", "localmix"]
-    header = ["---", "library_name: timm", f"license: {json.dumps(license)}", "pipeline_tag: image-classification"]
-    header += ["tags:", *(f"- {tag}" for tag in tags), "---"]
+    tags = dict.fromkeys([content.pipeline, content.library, "localmix"])
+    header = ["---", f"library_name: {content.library}", f"license: {json.dumps(license)}"]
+    header += [f"pipeline_tag: {content.pipeline}", "tags:", *(f"- {tag}" for tag in tags), "---"]
     parts = [
         "\n".join(header),
         f"# {folder}",
-        _what(trained, data),
+        content.what,
         "## Use",
-        _use(folder, ours, MODES[trained.view.channels]),
+        f"```python\n{content.use(folder)}\n```",
         "## Results",
-        *_results(trained, measured, evaluations),
+        *_results(content, evaluations),
         "## Training",
-        *_training(trained),
+        *_training(content),
         "## Licence",
         f"The weights: `{license}`. The images they were trained on have licences of their own.",
     ]
-    if ours:
+    if content.ours:
         parts += ["## Citation", f"```bibtex\n{CITATION}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
-def _what(trained: Trained, data: str | None) -> str:
-    parameters = sum(p.numel() for p in trained.net.parameters())
-    stem = trained.name.rsplit("_", 1)[0]
+def with_mixer(network: str) -> str:
+    """The name of a network and, if it is one of the paper's, what its mixer is called."""
+    stem = network.rsplit("_", 1)[0]
     mixer = next((row.title for row in MIXERS.values() if row.network == stem), None)
-    view = trained.view
-    return (
-        f"`{trained.name}`{f' ({mixer})' if mixer else ''}, an image classifier with {parameters / 1e6:,.2f} M "
-        f"parameters and {trained.num_classes} classes{f', trained on {data}' if data else ''}, on "
-        f"{'grey' if view.channels == 1 else 'RGB'} images of {view.size[0]} x {view.size[1]} pixels."
-    )
+    return f"`{network}`" + (f" ({mixer})" if mixer else "")
 
 
-def _use(folder: str, ours: bool, mode: str) -> str:
-    register = "import localmix.models  # registers the network with timm\n" if ours else ""
-    return f"""```python
-import timm
-from PIL import Image
-{register}
-net = timm.create_model("local-dir:{folder}", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/{folder}"
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
-probabilities = net(transform(Image.open("photo.jpg").convert("{mode}"))[None]).softmax(1)[0]
-print(net.pretrained_cfg["label_names"][probabilities.argmax()])
-```"""
+def measured(columns: Mapping[str, float], kind: str, forms: Mapping[str, tuple[str, Callable[[float], str]]]) -> Rows:
+    """Of the columns of metrics.csv those of the weights of a kind, "ema" or "raw", by their names for people.
+
+    Args:
+        forms: by the name of a column without "val_" or "val_ema_", its name and its form for people.
+    """
+    prefix = "val_ema_" if kind == "ema" else "val_"
+    found = {name: columns.get(prefix + name) for name in forms}
+    return [(forms[name][0], forms[name][1](value)) for name, value in found.items() if value is not None]
 
 
-def _results(
-    trained: Trained, measured: Mapping[str, float], evaluations: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def _results(content: Content, evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
     parts = []
-    for name, content in evaluations.items():
-        settings = content["settings"]
-        parts.append(
-            f"On {Path(content['data']['name']).name}, {content['split']}, by `localmix`, {settings['precision']} "
-            f"([everything]({name})):"
-        )
-        parts.append(_table(lines(dict(content))))
-    kind = trained.source["weights"]
-    own = [
-        (name, form.format(measured[column]))
-        for column, (of, name, form) in MEASURED.items()
-        if of == kind and column in measured
-    ]
-    if own:
-        parts.append(f"As the training run itself validated (`metrics.csv` of the run, step {trained.source['step']}):")
-        parts.append(_table(own))
+    for name, found in evaluations.items():
+        data, precision = Path(found["data"]["name"]).name, found["settings"]["precision"]
+        parts.append(f"On {data}, {found['split']}, by `localmix`, {precision} ([everything]({name})):")
+        parts.append(_table(content.rows(found)))
+    if content.measured:
+        step = content.source["step"]
+        parts.append(f"As the training run itself validated (`metrics.csv` of the run, step {step}):")
+        parts.append(_table(content.measured))
     return parts or ["None were given."]
 
 
-def _training(trained: Trained) -> list[str]:
-    source = trained.source
-    facts = {
-        name: value
-        for name, value in trained.training.items()
-        if name not in ("data", "model", "classes", "in_chans", "mean", "std", "run") and value is not None
-    }
+def _training(content: Content) -> list[str]:
+    source = content.source
     parts = [
         f"Trained by `localmix` to step {source['step']}; these are its "
         + ("weights." if source["weights"] == "raw" else "weights' moving average.")
         + f" SHA-256 of the checkpoint: `{source['sha256']}`."
     ]
-    if facts:
-        parts.append(_table([(name, json.dumps(value)) for name, value in facts.items()]))
-    if "run" in trained.training:
-        run = json.dumps(trained.training["run"], indent=2, default=str)
+    if content.settings:
+        parts.append(_table([(name, json.dumps(value)) for name, value in content.settings.items()]))
+    if content.noted:
+        run = json.dumps(content.noted, indent=2, default=str)
         parts.append(f"<details><summary>What the run noted of itself</summary>\n\n```json\n{run}\n```\n\n</details>")
     revision = commit()
     parts.append(f"Published by `localmix` {__version__}{f', commit `{revision}`' if revision else ''}.")
     return parts
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
+def _table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])

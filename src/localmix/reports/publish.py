@@ -1,21 +1,22 @@
-"""`localmix publish`: a folder of a trained network that timm and the Hub load."""
+"""`localmix publish`: a folder of a trained network, which others load."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
-
 from localmix.reports.card import card
-from localmix.reports.evaluation.trained import Trained, from_checkpoint, run_of
+from localmix.reports.evaluation.published import CARD, CONFIG, WEIGHTS
+from localmix.reports.evaluation.tasks import task_of
+from localmix.reports.evaluation.trained import run_of
 from localmix.reports.metrics import read_metrics
+from localmix.reports.publication import Publication
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+from localmix.tasks.net_file import SUFFIX
 
 
 def publish(
@@ -27,10 +28,11 @@ def publish(
     license: str = "mit",
     overwrite: bool = False,
 ) -> str:
-    """Make the folder `to`: the weights as safetensors, timm's configuration, a model card; returns what was done.
+    """Make the folder `to`: the weights as safetensors, a configuration, a model card; returns what was done.
 
-    `timm.create_model("local-dir:TO", pretrained=True)` gives the network of the checkpoint, bit for bit. The folder is
-    there wholly or not at all.
+    A classifier is loaded by `timm.create_model("local-dir:TO", pretrained=True)`, a detector by `load_detector(TO)`
+    and a segmenter by `load_segmenter(TO)`: the network of the checkpoint, bit for bit. The folder is there wholly or
+    not at all.
 
     Args:
         source: a checkpoint, or the folder of a run.
@@ -46,26 +48,26 @@ def publish(
     """
     source, to = Path(source), Path(to)
     checkpoint = source / CHECKPOINT if source.is_dir() else source
+    if checkpoint.suffix == SUFFIX:
+        raise ValueError(f"source: expected a run or a checkpoint of one, got {checkpoint}")
     _refuse_to_lose(to, overwrite)
-    trained = from_checkpoint(checkpoint, weights)
-    evaluations = [_evaluation(Path(file), trained) for file in results]
+    # the module of the task knows what is published of it
+    found: Publication = import_module(f"localmix.reports.publish_{task_of(checkpoint)}").publication(
+        checkpoint, weights
+    )
+    evaluations = [_evaluation(Path(file), found) for file in results]
     to.parent.mkdir(parents=True, exist_ok=True)
     # beside it, for the renaming to be one step; what a killed process left is overwritten
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _save(trained, partial, license)
+        found.save(partial, license)
         names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
         for name, file in zip(names, results, strict=True):
             shutil.copyfile(file, partial / name)
-        text = card(
-            trained,
-            folder=to.name,
-            license=license,
-            measured=_measured(run_of(checkpoint), trained),
-            evaluations=dict(zip(names, evaluations, strict=True)),
-        )
+        content = found.content(_measured(run_of(checkpoint), found.source["step"]))
+        text = card(content, folder=to.name, license=license, evaluations=dict(zip(names, evaluations, strict=True)))
         (partial / CARD).write_text(text)
         _put(partial, to)
     except BaseException:
@@ -73,7 +75,7 @@ def publish(
         raise
     size = (to / WEIGHTS).stat().st_size / 1e6
     others = ", ".join((CONFIG, CARD, *names))
-    return f"{to}: {WEIGHTS} ({trained.name}, {trained.source['weights']} weights, {size:,.1f} MB), {others}"
+    return f"{to}: {WEIGHTS} ({found.name}, {found.source['weights']} weights, {size:,.1f} MB), {others}"
 
 
 def _refuse_to_lose(to: Path, overwrite: bool) -> None:
@@ -103,51 +105,27 @@ def _put(partial: Path, to: Path) -> None:
     shutil.rmtree(before)
 
 
-def _save(trained: Trained, folder: Path, license: str) -> None:
-    """Weights and configuration in timm's form, with what training knows: the classes, how images are to be shown."""
-    view = trained.view
-    net: Any = trained.net
-    net.pretrained_cfg = {
-        **net.pretrained_cfg,
-        "num_classes": trained.num_classes,
-        "input_size": (view.channels, *view.size),
-        "pool_size": None,
-        # the largest square is all of the shorter side
-        "crop_pct": 1.0 if view.crop_pct is None else view.crop_pct,
-        "crop_mode": view.crop_mode,
-        "interpolation": view.interpolation,
-        "mean": view.mean,
-        "std": view.std,
-        "license": license,
-    }
-    model_args = trained.options | ({} if view.channels == 3 else {"in_chans": view.channels})
-    labels = {"label_names": trained.classes}
-    save_for_hf(net, str(folder), model_config=labels, model_args=model_args, safe_serialization=True)
-    # safetensors' is for its owner alone
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
-
-
-def _evaluation(file: Path, trained: Trained) -> dict[str, Any]:
+def _evaluation(file: Path, found: Publication) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
         kind, model = content["kind"], content["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"results: expected a results.json of `localmix validate` or `test`, got {file}") from error
-    if kind != "evaluation":
-        raise ValueError(f"results: expected an evaluation, got {kind} in {file}")
+    if kind != found.evaluation:
+        wanted = "an evaluation" if found.evaluation == "evaluation" else f"an evaluation of {found.evaluation}"
+        raise ValueError(f"results: expected {wanted}, got {kind} in {file}")
     for name in ("sha256", "weights"):
-        if model.get(name) != trained.source[name]:
+        if model.get(name) != found.source[name]:
             raise ValueError(
-                f"results: expected those of the {trained.source['weights']} weights in "
-                f"{trained.source['checkpoint']}, got {file} of {model.get('checkpoint', model['name'])}, "
+                f"results: expected those of the {found.source['weights']} weights in "
+                f"{found.source['checkpoint']}, got {file} of {model.get('checkpoint', model['name'])}, "
                 f"whose {name} is {model.get(name)}"
             )
     return content
 
 
-def _measured(run: Path, trained: Trained) -> dict[str, float]:
+def _measured(run: Path, step: int | None) -> dict[str, float]:
     """What the run itself measured at the step of the checkpoint."""
-    step = trained.source["step"]
     if step is None or not (run / METRICS).is_file():
         return {}
     return {name: value for name, value in read_metrics(run).at(step).items() if name.startswith("val_")}

@@ -47,8 +47,8 @@ def shapes_of_heads(name, dims, channels=16, classes=5):
     return shapes
 
 
-def official_checkpoint(name="cascade_mask_rcnn", family="dwnet"):
-    dim, depths, patch, groups = OFFICIAL["SIZES"]["nano"]
+def official_checkpoint(name="cascade_mask_rcnn", family="dwnet", patch=2):
+    dim, depths, _, groups = OFFICIAL["SIZES"]["nano"]
     shapes = OFFICIAL["shapes_of_official"](family, dim=dim, depths=depths, patch=patch, groups=groups, classes=0)
     shapes = {key: shape for key, shape in shapes.items() if not key.startswith("norm.")}
     dims = [dim * 2**stage for stage in range(4)]
@@ -142,6 +142,8 @@ def test_by_command(tmp_path, capsys):
     net, classes, backbone = load_converted(tmp_path / "net.safetensors")
     assert (classes, backbone) == (list(names), "dwnet_nano")
     assert torch.equal(net.backbone.norms[0].running_mean, weights["backbone.norm0.running_mean"])
+    # the authors' detectors pad the maps in front of each block
+    assert {block.pad_to for stage in net.backbone.network.stages for block in stage.blocks} == {7}
     with torch.no_grad():
         (found,) = net([torch.rand(3, 64, 64)])
     assert found["boxes"].isfinite().all()

@@ -73,7 +73,7 @@ def test_all_errors_are_listed_at_once(dataset):
     def change(content):
         content["images"].append({"id": 7, "file_name": "c.png", "width": 0, "height": 30})
         content["images"].append({"id": 8, "file_name": "b.png", "width": 40, "height": 30})
-        content["categories"].append({"id": 12})
+        content["categories"] += [{"id": 12}, {"id": 30, "name": content["categories"][0]["name"]}]
         new = {**content["annotations"][0], "id": 20, "image_id": 8}
         content["annotations"] += [
             {**new, "bbox": [30, 5, 12, 20]},
@@ -95,6 +95,7 @@ def test_all_errors_are_listed_at_once(dataset):
         "annotation 20: 2 entries have this id",
         "annotation without a whole number as id",
         "category 12: no name",
+        ": 2 categories have it",
         "c.png",
         "image 7: expected width and height in pixels, got 0 and 30",
         "annotation 20: bbox [30, 5, 12, 20] lies outside image 8 of 40 x 30 pixels",

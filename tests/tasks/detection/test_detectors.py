@@ -84,6 +84,28 @@ def test_a_large_and_a_small_image_are_one_batch(net, name):
         assert (x1 <= image.shape[2] + 1e-3).all() and (y1 <= image.shape[1] + 1e-3).all()
 
 
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn", "mask_rcnn"])
+def test_as_many_proposals_as_are_asked_for(net, name):
+    net = net(name, num_proposals=(30, 7))
+    counts = []
+    net.rpn.register_forward_hook(lambda module, inputs, output: counts.append(len(output[0][0])))
+    image, target = scene(64, 96, (8, 15, 45, 52))
+    net([image], [target])
+    with torch.no_grad():
+        net.eval()([image])
+    assert counts[1] == 7 < counts[0] <= 30
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_masks_are_put_back_without_rounding(net, name):
+    """A mask that is 1 everywhere covers the pixels whose centres its box covers."""
+    net = net(name)
+    found = {"boxes": torch.tensor([[10.2, 5.7, 30.2, 25.7]]), "masks": torch.ones(1, 1, 28, 28)}
+    (found,) = net.eval().transform.postprocess([found], [(64, 80)], [(64, 80)])
+    (mask,) = found["masks"][0] >= 0.5
+    assert mask.sum() == 20 * 20 and mask[6:26, 10:30].all()
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_more_objects_than_detections(net, name):
     boxes = [(x, y, x + 5, y + 6) for x in range(0, 90, 6) for y in range(0, 60, 7)]
@@ -176,6 +198,13 @@ def test_wrong_arguments_are_refused(net):
         net("retinanet", num_classes=0)
     with pytest.raises(ValueError, match="channels: expected an int of at least 1"):
         net("retinanet", channels=0)
+    with pytest.raises(ValueError, match="num_samples: expected one of the arguments of mask_rcnn, num_proposals, box"):
+        net("mask_rcnn", num_samples=8)
+    for numbers in ((3,), (0, 5), (2.5, 3)):
+        with pytest.raises(ValueError, match="num_proposals: expected two ints of at least 1, got"):
+            net("mask_rcnn", num_proposals=numbers)
+    with pytest.raises(ValueError, match=r"backbone_kwargs: expected arguments of dwnet_nano, got .*'depth'"):
+        detector("retinanet", "dwnet_nano", backbone_kwargs={"depth": 3})
     net = net("retinanet")
     image, target = scene(64, 80, (11, 13, 57, 51))
     with pytest.raises(ValueError, match=r"targets\[0\]\['labels'\]: expected 1 to 3, got \[4\]"):

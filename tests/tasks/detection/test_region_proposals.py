@@ -51,3 +51,38 @@ def test_where_every_anchor_reaches_beyond_the_image_all_count(proposals):
     target = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "size": torch.tensor([21, 21])}
     (labels,), _ = proposals.assign_targets_to_anchors([anchors], [target])
     assert labels.tolist() == [1, 0]
+
+
+def test_an_object_that_no_anchor_fits_takes_none(proposals):
+    """IoUs of 0.25 and 0 with one object, of 0 with the other: torchvision makes all of them objects."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [40, 40, 50, 50], [60, 60, 70, 70]])
+    size = torch.tensor([100, 100])
+    for box in ([0.0, 0, 5, 5], [90.0, 90, 95, 95]):
+        (labels,), _ = proposals.assign_targets_to_anchors([anchors], [{"boxes": torch.tensor([box]), "size": size}])
+        assert labels.tolist() == [0, 0, 0]
+
+
+def test_the_best_anchor_of_an_object_is_that_object(proposals):
+    """The anchor overlaps the first object by 0.8 and the second, which has no better one, by 0.4."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8.5], [60, 60, 70, 70]])
+    truth = torch.tensor([[0.0, 0, 10, 8], [0, 6, 10, 10]])
+    (labels,), (boxes,) = proposals.assign_targets_to_anchors(
+        [anchors], [{"boxes": truth, "size": torch.tensor([100, 100])}]
+    )
+    assert labels.tolist() == [1, 1, 0]
+    assert boxes[:2].tolist() == [truth[1].tolist(), truth[0].tolist()]
+
+
+def test_anchors_of_another_scale():
+    """An object of 13 pixels a side has no anchor among those of 32, and one among those of 16."""
+    target = {"boxes": torch.tensor([[25.0, 25, 38, 38]]), "size": torch.tensor([64, 64])}
+    counts = []
+    for scale in (8, 4):
+        proposals = RegionProposals(4, (4, 8), anchor_scale=scale)
+        images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+        anchors = proposals.anchor_generator(images, [torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 8, 8)])
+        (labels,), _ = proposals.assign_targets_to_anchors(anchors, [target])
+        counts.append(int((labels == 1).sum()))
+    assert counts[0] == 0 < counts[1]
+    with pytest.raises(ValueError, match="anchor_scale: expected a number above 0, got 0"):
+        RegionProposals(4, (4, 8), anchor_scale=0)

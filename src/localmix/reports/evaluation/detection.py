@@ -113,7 +113,9 @@ def _images(detector: Detector, split: str, data: str | None) -> tuple[CocoImage
     if data is None and split == "validation":
         name, folder = settings["data.validation"], settings["data.validation_images"]
     images = CocoImages(*split_of(Path(root), name, folder))
-    if len(images.classes) != len(detector.classes) or (settings and images.classes != detector.classes):
+    # a converted checkpoint may not say what its classes are called
+    numbered = detector.classes == [str(1 + index) for index in range(len(detector.classes))]
+    if images.classes != detector.classes and not (numbered and len(images.classes) == len(detector.classes)):
         raise ValueError(
             f"data: expected the {len(detector.classes)} categories of the detector, {_some(detector.classes)}, got "
             f"{len(images.classes)}, {_some(images.classes)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from localmix.reports.evaluation.published import net_file
 from localmix.tasks.engine.checkpoint import load_checkpoint
 from localmix.tasks.engine.run_folder import CHECKPOINT
 
@@ -13,13 +14,13 @@ DEFAULT = "classification"
 
 
 def task_of(model: str | Path) -> str:
-    """The task of a checkpoint, of the folder of a run, or of a converted file; else classification.
+    """The task of a checkpoint, of the folder of a run, of a converted file or a published folder; else classification.
 
     Raises:
         ValueError: the checkpoint is truncated or foreign.
     """
-    path = Path(model)
-    if path.is_dir() and not (path / "config.json").is_file():
+    path = net_file(Path(model))
+    if path.is_dir():
         path = path / CHECKPOINT
     if path.suffix == ".ckpt" and path.is_file():
         return load_checkpoint(path).get("task", DEFAULT)

@@ -18,6 +18,8 @@ from torch import nn
 from localmix.arguments import choice
 from localmix.models import NAMES, create_model
 from localmix.models.convert import convert_state_dict, read_checkpoint
+from localmix.reports.evaluation.published import is_published
+from localmix.reports.evaluation.tasks import DEFAULT, task_of
 from localmix.reports.evaluation.view import View
 from localmix.tasks.engine.checkpoint import load_checkpoint
 from localmix.tasks.engine.run_folder import CHECKPOINT, CHECKPOINTS
@@ -86,7 +88,10 @@ def load_trained(
     if weights is not None:
         choice("weights", weights, tuple(PREFIXES))
     path = Path(model)
-    if path.is_dir() and (path / "config.json").is_file():
+    task = task_of(path) if path.exists() else DEFAULT
+    if task != DEFAULT:
+        raise ValueError(f"model: expected a classifier, got a network for {task} in {path}")
+    if is_published(path):
         _refuse(model, "a published folder", weights=weights, checkpoint=checkpoint)
         return _named(f"local-dir:{path}", None, img_size)
     if path.is_dir() or path.suffix == ".ckpt":

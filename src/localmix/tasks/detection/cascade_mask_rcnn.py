@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from localmix import arguments
 from localmix.tasks.detection.cascade import Cascade
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
-from localmix.tasks.detection.instance_masks import paste_masks
-from localmix.tasks.detection.region_proposals import RegionProposals
+from localmix.tasks.detection.region_proposals import SCALE, RegionProposals
 from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import check_targets
 
@@ -44,13 +43,17 @@ class CascadeMaskRCNN(OnPyramid):
         mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
         resize_in_training: bool = True,
+        num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
         **cascade: Any,
     ) -> None:
         super().__init__()
         self.num_classes = arguments.positive("num_classes", num_classes)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
         self.backbone = backbone
-        self.rpn = RegionProposals(backbone.out_channels, backbone.strides)
+        self.rpn = RegionProposals(
+            backbone.out_channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale
+        )
         self.roi_heads = Cascade(backbone.out_channels, backbone.strides[:-1], num_classes, **cascade)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
@@ -69,7 +72,7 @@ class CascadeMaskRCNN(OnPyramid):
         if self.training:
             return {**losses, **more}
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        return [_in_image(*d) for d in zip(detections, batch.image_sizes, sizes, strict=True)]
+        return self.transform.postprocess(detections, batch.image_sizes, sizes)
 
 
 def cascade_mask_rcnn(
@@ -94,8 +97,10 @@ def cascade_mask_rcnn(
         min_size: shorter side that images are scaled to [pixels]; of several, one is drawn for each image in training,
             and the last counts in test.
         max_size: what the longer side is at most [pixels].
-        options: `mean` and `std` of the channels, `resize_in_training` (see `Resizing`), and those of `Cascade`.
+        options: `mean` and `std` of the channels, `resize_in_training` (see `Resizing`), `num_proposals` and
+            `anchor_scale` (see `RegionProposals`), and those of `Cascade`.
 
+    >>> import torch
     >>> with torch.device("meta"):
     ...     net = cascade_mask_rcnn("dwnet_tiny")
     >>> round(sum(p.numel() for p in net.parameters()) / 1e6)
@@ -108,11 +113,3 @@ def cascade_mask_rcnn(
 def _whole(size: tuple[int, int], like: Tensor) -> Tensor:
     """The image as the one proposal, where no proposal is left."""
     return like.new_tensor([[0, 0, size[1], size[0]]])
-
-
-def _in_image(detection: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
-    """A detection in an image of `size` as one in the image that was given."""
-    (height, width), (rows, columns) = size, original
-    boxes = detection["boxes"] * torch.tensor(2 * [columns / width, rows / height], device=detection["boxes"].device)
-    masks = paste_masks(detection["masks"], boxes, rows, columns)[:, None]
-    return {**detection, "boxes": boxes, "masks": masks}

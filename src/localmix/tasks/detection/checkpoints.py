@@ -8,22 +8,19 @@ the net is built of.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from localmix import __version__
-from localmix.models.convert import convert_state_dict, read_checkpoint, unwrap
+from localmix.models.convert import convert_state_dict, padding_of, read_checkpoint, unwrap
 from localmix.models.layouts import Row, Shape
-from localmix.tasks.converted import read_converted
 from localmix.tasks.detection.detectors import detector
 from localmix.tasks.detection.feature_pyramid import OnPyramid
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.net_file import SUFFIX, read_net, write_net
 
 TASK = "detection"
 BACKBONE = "backbone."
@@ -113,34 +110,24 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
         FileNotFoundError: there is no such checkpoint.
         ValueError: the file is damaged, foreign or wants to run code, or its weights are not those of the net.
     """
-    if output.suffix != ".safetensors":
-        raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
+    if output.suffix != SUFFIX:
+        raise ValueError(f"output: expected a name that ends in {SUFFIX}, got {output}")
     content = read_checkpoint(checkpoint)
     weights = unwrap(content)
     name = detector_of(weights)
     num_classes = len(weights[MARKS[name]]) - 1
     lateral = weights.get("neck.lateral_convs.0.conv.bias")
     facts: dict[str, Any] = {"num_classes": num_classes, "channels": 256 if lateral is None else len(lateral)}
+    options |= padding_of(weights, **options)
     facts |= {"backbone_kwargs": options} if options else {}
     with torch.device("meta"):  # shapes are all that is needed
         net = detector(name, model, **facts)
-    tensors = {key: value.contiguous() for key, value in convert_official(weights, net).items()}
+    converted = convert_official(weights, net)
     meta = content.get("meta")
     classes = meta.get("CLASSES") if isinstance(meta, Mapping) else None
     if not classes or len(classes) != num_classes:
         classes = [str(index) for index in range(1, 1 + num_classes)]
-    metadata = {
-        "format": "pt",
-        "task": TASK,
-        "detector": name,
-        "architecture": model,
-        "model_args": json.dumps(facts),
-        "classes": json.dumps(list(classes)),
-        "source": "mmdetection",
-        "localmix": __version__,
-    }
-    data = safetensors.torch.save(tensors, metadata=metadata)
-    write_atomically(output, lambda file: file.write(data))
+    save_detector(output, converted, name=name, backbone=model, options=facts, classes=classes, source="mmdetection")
     return Report(name, model, num_classes, sum(parameter.numel() for parameter in net.parameters()), output)
 
 
@@ -195,17 +182,47 @@ def convert_official(state_dict: Mapping[str, Any], net: OnPyramid) -> dict[str,
     return converted
 
 
+def save_detector(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    backbone: str,
+    options: Mapping[str, Any],
+    classes: Sequence[str],
+    source: str,
+) -> None:
+    """Write a detector as a file that `load_converted` reads.
+
+    Args:
+        path: ends in ".safetensors".
+        weights: by their names in the net.
+        name: of the detector, as `detector` has it, and `backbone` that of its backbone; `options` are its arguments.
+        classes: their names, that of label 1 first.
+        source: where the weights come from, in words.
+    """
+    facts = {
+        "detector": name,
+        "architecture": backbone,
+        "model_args": dict(options),
+        "classes": list(classes),
+        "source": source,
+    }
+    write_net(path, weights, TASK, facts)
+
+
 def load_converted(path: Path) -> tuple[OnPyramid, list[str], str]:
-    """The detector of a file that `convert_file` has written, in evaluation mode, its classes, and its backbone's name.
+    """The detector of a file that `save_detector` has written, ready for evaluation, its classes and its backbone.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is another file.
     """
-    weights, facts = read_converted(path, TASK)
+    weights, facts = read_net(path, TASK)
     try:
         net = detector(facts["detector"], facts["architecture"], **json.loads(facts["model_args"]))
         net.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
+        classes = json.loads(facts["classes"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"model: {path} does not fit the net that it names: {str(error)[:300]}") from error
-    return net.eval(), json.loads(facts["classes"]), facts["architecture"]
+    return net.eval(), classes, facts["architecture"]

@@ -25,6 +25,8 @@ def errors(content: Any, folder: Path) -> list[str]:
     found.extend(
         f"{_name('category', c)}: no name" for c in content["categories"] if not isinstance(c.get("name"), str)
     )
+    names = Counter(c["name"] for c in content["categories"] if isinstance(c.get("name"), str))
+    found.extend(f"category name {name!r}: {count} categories have it" for name, count in names.items() if count > 1)
     images = {}
     for image in content["images"]:
         wrong = list(_wrong_with_image(image, folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -15,11 +16,44 @@ from localmix.arguments import choice, positive
 from localmix.tasks.detection.cascade_heads import PyramidAlign
 from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
-from localmix.tasks.detection.region_proposals import RATIOS, Anchors, RegionProposals
+from localmix.tasks.detection.region_proposals import RATIOS, SCALE, Anchors, RegionProposals
 from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import Target, check_targets
 
 DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
+OPTIONS = {
+    "cascade_mask_rcnn": (
+        "num_proposals",
+        "anchor_scale",
+        "stages",
+        "num_samples",
+        "giou_weight",
+        "min_score",
+        "nms_iou",
+        "max_detections",
+    ),
+    "mask_rcnn": (
+        "num_proposals",
+        "anchor_scale",
+        "box_score_thresh",
+        "box_nms_thresh",
+        "box_detections_per_img",
+        "box_fg_iou_thresh",
+        "box_bg_iou_thresh",
+        "box_batch_size_per_image",
+        "box_positive_fraction",
+        "bbox_reg_weights",
+    ),
+    "retinanet": (
+        "score_thresh",
+        "nms_thresh",
+        "detections_per_img",
+        "fg_iou_thresh",
+        "bg_iou_thresh",
+        "topk_candidates",
+    ),
+}
+"""Further arguments of each. torchvision ignores those that it does not know, so here they are refused."""
 OCTAVE = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
 """Scales of RetinaNet's anchors: three in an octave."""
 
@@ -55,12 +89,16 @@ def detector(
         mean: of the channels.
         std: of the channels.
         resize_in_training: whether training images are resized, too.
-        options: those of `Cascade`, or of torchvision's class.
+        options: among `OPTIONS` of the name: `num_proposals` and `anchor_scale`, see `RegionProposals`, and arguments
+            of `Cascade` or of torchvision's class.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
     """
     choice("name", name, DETECTORS)
+    for option in options:
+        if option not in OPTIONS[name]:
+            raise ValueError(f"{option}: expected one of the arguments of {name}, {', '.join(OPTIONS[name])}")
     positive("num_classes", num_classes)
     pyramid = FeaturePyramid(
         backbone,
@@ -87,6 +125,8 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
         resize_in_training: bool = True,
+        num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
         **options: Any,
     ) -> None:
         channels = backbone.out_channels
@@ -100,7 +140,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
             **options,
         )
         self.num_classes = num_classes
-        self.rpn = RegionProposals(channels, backbone.strides)
+        self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale)
         levels: Any = backbone.strides[:-1]
         self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)

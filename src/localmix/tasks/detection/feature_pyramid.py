@@ -64,6 +64,8 @@ class FeaturePyramid(OnBackbone):
             raise ValueError(
                 f"backbone: expected a network with {num_maps} feature maps or more, got {backbone}"
             ) from error
+        except TypeError as error:
+            raise ValueError(f"backbone_kwargs: expected arguments of {backbone}, got {options}: {error}") from error
         self.channels: list[int] = self.body.feature_info.channels()
         strides = self.body.feature_info.reduction()
         if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):

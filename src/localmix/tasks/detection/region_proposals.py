@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
@@ -56,22 +58,62 @@ class _Head(RPNHead):
         return [m.float() for m in logits], [m.float() for m in deltas]
 
 
+class AnchorMatcher(Matcher):
+    """torchvision's, but that an object which no anchor overlaps by `best_from` or more gets no anchor by force.
+
+    torchvision gives every object its best anchors, however bad: to one that none overlaps, all of them. Here, as in
+    mmdetection, an object's best anchors are of that object even where they overlap another one more.
+
+    Args:
+        object_from: an anchor is an object from this IoU on.
+        ground_below: and ground below this one; neither between them.
+        best_from: least IoU of an object's best anchors to be that object.
+    """
+
+    def __init__(self, object_from: float = 0.7, ground_below: float = 0.3, best_from: float = 0.3) -> None:
+        super().__init__(object_from, ground_below, allow_low_quality_matches=True)
+        self.best_from = best_from
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        best = match_quality_matrix.max(1, keepdim=True).values
+        is_best = (match_quality_matrix == best) & (best >= self.best_from)
+        # of two objects, the later one
+        last = torch.where(is_best, torch.arange(len(best), device=best.device)[:, None], -1).max(0).values
+        matches.copy_(torch.where(last >= 0, last, matches))
+
+
 class RegionProposals(RegionProposalNetwork):
     """Proposals and, in training, their losses "loss_objectness" and "loss_rpn_box_reg".
 
     An anchor is an object at an IoU of 0.7 or more, or where it is the best of an object with 0.3 or more, and ground
     below 0.3. Anchors that reach beyond the image are not trained on (unless all do). 256 anchors of an image count,
-    half of them objects where there are so many. 2000 proposals in training and 1000 in test, of NMS at 0.7 in each
-    level.
+    half of them objects where there are so many. Proposals are what NMS at 0.7 in each level leaves.
 
     Args:
         channels: of the maps.
         strides: of the levels [pixels].
+        num_proposals: of an image in training and in test; NMS looks at so many of each level, too.
+        anchor_scale: side of a square anchor over the stride. An object much smaller than the finest anchors is
+            hardly found: of less than half their side, no anchor is that object.
+
+    Raises:
+        ValueError: names the argument, what was expected and what came.
     """
 
-    def __init__(self, channels: int, strides: tuple[int, ...]) -> None:
-        anchors: Any = Anchors(strides)
-        top = {"training": 2000, "testing": 1000}
+    def __init__(
+        self,
+        channels: int,
+        strides: tuple[int, ...],
+        *,
+        num_proposals: Sequence[int] = (2000, 1000),
+        anchor_scale: float = SCALE,
+    ) -> None:
+        if len(num_proposals) != 2 or any(not isinstance(number, int) or number < 1 for number in num_proposals):
+            raise ValueError(f"num_proposals: expected two ints of at least 1, got {num_proposals}")
+        if not anchor_scale > 0:
+            raise ValueError(f"anchor_scale: expected a number above 0, got {anchor_scale!r}")
+        anchors: Any = Anchors(strides, (anchor_scale,))
+        top = dict(zip(("training", "testing"), num_proposals, strict=True))
         super().__init__(
             anchors,
             _Head(channels, len(RATIOS)),
@@ -83,6 +125,8 @@ class RegionProposals(RegionProposalNetwork):
             post_nms_top_n=top,
             nms_thresh=0.7,
         )
+        matcher: Any = AnchorMatcher()
+        self.proposal_matcher = matcher
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None

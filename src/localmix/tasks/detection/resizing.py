@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from localmix.tasks.detection.instance_masks import paste_masks
+
 
 def fitted(height: int, width: int, shorter: float, longer: float) -> tuple[int, int]:
     """Height and width with their ratio kept, the shorter one `shorter`, unless the longer one then exceeds `longer`.
@@ -23,7 +25,7 @@ class Resizing(GeneralizedRCNNTransform):
     """torchvision's transform, with sizes rounded to the nearest pixel, and large images averaged where they shrink.
 
     Without the averaging a photograph that shrinks to a half looks different from one that Pillow has resized, as
-    `DetectionViews` does for training.
+    `DetectionViews` does for training. Masks are put back by `paste_masks`: torchvision rounds their boxes to pixels.
 
     Args:
         min_size: shorter side [pixels]; of several, one is drawn for each image in training, and the last one counts
@@ -62,3 +64,24 @@ class Resizing(GeneralizedRCNNTransform):
                 masks = F.interpolate(target["masks"][:, None].float(), size, mode="nearest-exact")
                 target["masks"] = masks[:, 0].byte()
         return image, target
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Detections in the images that were given, with masks [n, 1, H, W]; in training nothing is done."""
+        if self.training:
+            return result
+        pairs = zip(result, image_shapes, original_image_sizes, strict=True)
+        return [_in_image(*detection) for detection in pairs]
+
+
+def _in_image(found: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
+    """Detections in an image of `size`, with masks [n, 28, 28] or [n, 1, 28, 28], as such in the original image."""
+    found = {**found, "boxes": resize_boxes(found["boxes"], list(size), list(original))}
+    if "masks" in found:
+        masks = found["masks"].reshape(-1, *found["masks"].shape[-2:])
+        found["masks"] = paste_masks(masks, found["boxes"], *original)[:, None]
+    return found

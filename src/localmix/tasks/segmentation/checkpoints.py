@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from localmix import __version__
-from localmix.models.convert import convert_state_dict, read_checkpoint, unwrap
-from localmix.tasks.converted import read_converted
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.models.convert import convert_state_dict, padding_of, read_checkpoint, unwrap
+from localmix.tasks.net_file import SUFFIX, read_net, write_net
 from localmix.tasks.segmentation.upernet import UPerNet, upernet
 
 BACKBONE = "backbone."
@@ -64,8 +61,8 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
         FileNotFoundError: there is no such checkpoint.
         ValueError: the file is damaged, foreign or wants to run code, or its weights are not those of the net.
     """
-    if output.suffix != ".safetensors":
-        raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
+    if output.suffix != SUFFIX:
+        raise ValueError(f"output: expected a name that ends in {SUFFIX}, got {output}")
     weights = unwrap(read_checkpoint(checkpoint))
     absent = [key for key in SIZES.values() if not getattr(weights.get(key), "ndim", 0)]
     if absent:
@@ -73,38 +70,50 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, **options: Any) 
             f"checkpoint: expected one of mmsegmentation's UPerNet, got one without {', '.join(absent)}; it has names "
             f"such as {', '.join(map(repr, list(weights)[:5]))}"
         )
-    options = {name: weights[key].shape[0] for name, key in SIZES.items()} | options
+    options = {name: weights[key].shape[0] for name, key in SIZES.items()} | padding_of(weights, **options) | options
     with torch.device("meta"):  # shapes are all that is needed
         net = upernet(model, **options)
-    tensors = {key: value.contiguous() for key, value in convert_official(weights, net).items()}
-    metadata = {
-        "format": "pt",
-        "task": TASK,
-        "architecture": model,
-        "model_args": json.dumps(options),
-        "source": "mmsegmentation",
-        "localmix": __version__,
-    }
-    content = safetensors.torch.save(tensors, metadata=metadata)
-    write_atomically(output, lambda file: file.write(content))
+    save_segmenter(output, convert_official(weights, net), backbone=model, options=options, source="mmsegmentation")
     num_parameters = sum(parameter.numel() for parameter in net.parameters())
     return Report(model, options["num_classes"], num_parameters, output)
 
 
-def load_converted(path: Path) -> tuple[UPerNet, str]:
-    """The net of a file that `convert_file` has written, in evaluation mode, and the name of its backbone.
+def save_segmenter(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    backbone: str,
+    options: Mapping[str, Any],
+    source: str,
+    **more: Any,
+) -> None:
+    """Write a segmenter as a file that `load_converted` reads.
+
+    Args:
+        path: ends in ".safetensors".
+        weights: by their names in the net.
+        backbone: its name; `options` are the arguments of `upernet`.
+        source: where the weights come from, in words.
+        more: what else the file is to say, as json has it.
+    """
+    facts = {"architecture": backbone, "model_args": dict(options), "source": source, **more}
+    write_net(path, weights, TASK, facts)
+
+
+def load_converted(path: Path) -> tuple[UPerNet, dict[str, str]]:
+    """The net of a file that `save_segmenter` has written, in evaluation mode, and what the file says.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is another file.
     """
-    weights, facts = read_converted(path, TASK)
+    weights, facts = read_net(path, TASK)
     try:
         net = upernet(facts["architecture"], **json.loads(facts["model_args"]))
         net.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"model: {path} does not fit the net that it names: {str(error)[:300]}") from error
-    return net.eval(), facts["architecture"]
+    return net.eval(), facts
 
 
 def load_official(checkpoint: Path, net: UPerNet) -> None:

@@ -198,7 +198,9 @@ def test_wrong_arguments_are_refused(net):
         net("retinanet", num_classes=0)
     with pytest.raises(ValueError, match="channels: expected an int of at least 1"):
         net("retinanet", channels=0)
-    with pytest.raises(ValueError, match="num_samples: expected one of the arguments of mask_rcnn, num_proposals, box"):
+    with pytest.raises(
+        ValueError, match="num_samples: expected one of the arguments of mask_rcnn, num_proposals, anchor"
+    ):
         net("mask_rcnn", num_samples=8)
     for numbers in ((3,), (0, 5), (2.5, 3)):
         with pytest.raises(ValueError, match="num_proposals: expected two ints of at least 1, got"):

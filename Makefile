@@ -27,8 +27,8 @@ demo-detection: $(READY) ## Train a detector on scenes that the package composes
 	$(BIN)/localmix validate runs/demo-detection --output runs/demo-detection/validation
 
 demo-segmentation: $(READY) ## Train a segmenter on scenes that the package composes, and show it: runs/demo-segmentation
-	$(BIN)/localmix scenes runs/scenes-plain-12 --num-train 3000 --num-val 100 --size 96 128 --max-objects 12 --plain
-	$(BIN)/localmix fit --config recipes/scenes/segmentation_dwnet_nano.yaml --data.root runs/scenes-plain-12 --output runs/demo-segmentation
+	$(BIN)/localmix scenes runs/scenes-plain-96x144 --num-train 3000 --num-val 100 --size 96 144 --max-objects 12 --plain
+	$(BIN)/localmix fit --config recipes/scenes/segmentation_dwnet_nano.yaml --data.root runs/scenes-plain-96x144 --output runs/demo-segmentation
 	$(BIN)/localmix validate runs/demo-segmentation --output runs/demo-segmentation/validation
 
 lint: $(READY) ## Check style, types and the import arrows

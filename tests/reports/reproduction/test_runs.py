@@ -179,7 +179,7 @@ def test_a_segmenter():
     (grid,) = grids(content)
     assert [cell.text for cell in grid.rows[0]][:2] == ["the network", f"{100 * written['miou']:.1f}"]
     assert grid.rows[1][0].text == "all taken for road"
-    assert "233 images, 11 classes, 1.547 M parameters, trained for 600 steps" in content[1].text
+    assert "233 images, 11 classes, 1.547 M parameters, trained for 1,200 steps" in content[1].text
 
 
 def test_the_papers_order(tmp_path):

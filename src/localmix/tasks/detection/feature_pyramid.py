@@ -64,7 +64,9 @@ class FeaturePyramid(OnBackbone):
             raise ValueError(
                 f"backbone: expected a network with {num_maps} feature maps or more, got {backbone}"
             ) from error
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error.__cause__, TypeError):
+                raise  # an unknown network; one without such an argument comes of a TypeError
             raise ValueError(f"backbone_kwargs: expected arguments of {backbone}, got {options}: {error}") from error
         self.channels: list[int] = self.body.feature_info.channels()
         strides = self.body.feature_info.reduction()

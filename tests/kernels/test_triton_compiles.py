@@ -82,7 +82,7 @@ def compile_all():
         rows, lines = x.shape[:3], groups * kernel[0] * kernel[1]
         shared, sizes, localmix = x.new_empty(1, x.shape[3], *kernel), (kernel, (1, 1)), torch.ops.localmix
         localmix.triton_shared_weight(x, shared, x.new_empty(x.shape[3]), (1, 1))
-        localmix.triton_shared_weight_backward(x, x, shared, (1, 1), (False, True))
+        localmix.triton_shared_weight_backward(x, x, shared, (1, 1), (False, True, True))
         weight = x.new_empty(*rows, groups, lines // groups)
         localmix.triton_local_weight(x, weight, *sizes)
         localmix.triton_local_weight_backward(x, x, weight, *sizes, (False, True))

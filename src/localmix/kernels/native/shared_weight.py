@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localmix.kernels.linear import register
+from localmix.kernels.linear import register, register_fake
 from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
 from localmix.registration import operator
 
@@ -70,11 +70,6 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 @operator("localmix::native_shared_weight_backward", "cpu")
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
@@ -96,13 +91,5 @@ def _backward(
     return of_x, of_weight, of_bias
 
 
-@_backward.register_fake
-def _(
-    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, weight.shape, x.shape[3:])
-    of_x, of_weight, of_bias = (x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True))
-    return of_x, of_weight, of_bias
-
-
 register(_forward, _backward)
+register_fake(_forward, _backward, lambda x, weight: x.shape[3:])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from localmix.kernels.linear import register
+from localmix.kernels.linear import register, register_fake
 from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import operator
 
@@ -72,11 +72,6 @@ def _forward(
     return y
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int], shift: Sequence[int]) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 @operator("localmix::native_window_weight_backward", "cpu")
 def _backward(
     gradient: Tensor,
@@ -99,18 +94,5 @@ def _backward(
     return of_x, of_weight, of_bias
 
 
-@_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, weight.shape, weight.shape[:2])
-    of_x, of_weight, of_bias = (x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True))
-    return of_x, of_weight, of_bias
-
-
 register(_forward, _backward)
+register_fake(_forward, _backward, lambda x, weight: weight.shape[:2])

@@ -14,6 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from localmix.kernels.linear import register
 from localmix.kernels.triton import local_weight_by_channels as by_channels
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
@@ -101,38 +102,7 @@ def _(
     return of_x, torch.empty_like(weight) if needed[1] else x.new_empty(0)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.kernel_size, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[:2]
-    of_x, of_weight = _backward(gradient, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation, needed)
-    return of_x if needed[0] else None, of_weight if needed[1] else None, None, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    gradient, x, weight, ctx.kernel_size, ctx.dilation, ctx.needed = inputs
-    ctx.save_for_backward(gradient, x, weight)
-
-
-def _gradients_of_gradients(ctx: Any, of_of_x: Tensor, of_of_weight: Tensor) -> tuple[Tensor | None, ...]:
-    """The sum is linear in x and in weight, so its second derivatives are the same three sums again."""
-    gradient, x, weight = ctx.saved_tensors
-    sizes = (ctx.kernel_size, ctx.dilation)
-    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
-    if ctx.needed[0]:
-        of_gradient = of_gradient + _forward(of_of_x, weight, *sizes)
-        of_weight = _backward(gradient, of_of_x, weight, *sizes, (False, True))[1]
-    if ctx.needed[1]:
-        of_gradient = of_gradient + _forward(x, of_of_weight, *sizes)
-        of_x = _backward(gradient, x, of_of_weight, *sizes, (True, False))[0]
-    return of_gradient, of_x, of_weight, None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save)
-_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+register(_forward, _backward, has_bias=False)
 
 
 @operator("localmix::triton_projected_local_weight", ("cpu", "cuda"))

@@ -12,6 +12,32 @@ from localmix.kernels.triton.local_weight_kernels import features_of, positions_
 
 
 @triton.jit
+def _tile(index, tiles_h, tiles_w, height, width, OFFSET: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Image of a tile, rows and columns of its positions, their indices in the image, and which are on the map.
+
+    Integers of the type `OFFSET` reach all of an image.
+    """
+    image, row, column = positions_of(index, tiles_h, tiles_w, TILE_H, TILE_W)
+    row = row.to(OFFSET)
+    column = column.to(OFFSET)
+    return image, row, column, row * width + column, (row < height) & (column < width)
+
+
+@triton.jit
+def _tap(row, column, position, on_map, down, right, height, width):
+    """Indices of the positions so many rows and columns away, and which are on the map."""
+    inside = on_map & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+    return position + (down * width + right), inside
+
+
+@triton.jit
+def _block(x, position, inside, channel, C: tl.constexpr):
+    """Block [positions, channels] of an image in float32; zero outside of the map."""
+    offsets = position[:, None] * C + channel[None, :]
+    return tl.load(x + offsets, mask=inside[:, None] & (channel < C)[None, :], other=0).to(tl.float32)
+
+
+@triton.jit
 def apply_by_channels(
     x,
     y,
@@ -48,21 +74,19 @@ def apply_by_channels(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """What `local_weight_kernels.apply` computes. Integers of the type `OFFSET` reach all of an image."""
+    """What `local_weight_kernels.apply` computes."""
     C: tl.constexpr = G * D
     pid = tl.program_id(0).to(tl.int64)
     channel = (pid % blocks_c).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, row, column = positions_of(pid // blocks_c, tiles_h, tiles_w, TILE_H, TILE_W)
-    row = row.to(OFFSET)
-    column = column.to(OFFSET)
+    image, row, column, position, on_map = _tile(
+        pid // blocks_c, tiles_h, tiles_w, height, width, OFFSET, TILE_H, TILE_W
+    )
     group = channel // D
     in_channels = channel < C
     x += image * height * width * C
     y += image * height * width * C
     weight += image * stride_b
     hidden += image * height * width * RANK
-    position = row * width + column
-    on_map = (row < height) & (column < width)
     if RANK > 0 and RANK <= BLOCK_R and not TRANSPOSED:
         features = features_of(hidden, position, on_map, 0, RANK, BLOCK_R, FACTOR)
 
@@ -73,8 +97,7 @@ def apply_by_channels(
         if TRANSPOSED:
             down = -down
             right = -right
-        inside = on_map & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        source = position + (down * width + right)
+        source, inside = _tap(row, column, position, on_map, down, right, height, width)
         if TRANSPOSED:
             owner = source
             known = inside
@@ -100,25 +123,10 @@ def apply_by_channels(
             offsets = of_position[:, None] + (group * stride_g)[None, :]
             weights = tl.load(weight + offsets, mask=known[:, None] & in_channels[None, :], other=0).to(tl.float32)
             weight += stride_k
-        offsets = source[:, None] * C + channel[None, :]
-        values = tl.load(x + offsets, mask=inside[:, None] & in_channels[None, :], other=0).to(tl.float32)
-        sums += weights * values
+        sums += weights * _block(x, source, inside, channel, C)
 
     offsets = position[:, None] * C + channel[None, :]
     tl.store(y + offsets, sums.to(y.dtype.element_ty), mask=on_map[:, None] & in_channels[None, :])
-
-
-@triton.jit
-def _shifted(
-    x, row, column, position, on_map, channel, k, height, width, top, left,
-    C: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-):  # fmt: skip
-    """Block [positions, channels] of the inputs of tap k in float32; zero outside of the map."""
-    down = k // KW * DH - top
-    right = k % KW * DW - left
-    inside = on_map & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-    offsets = (position + (down * width + right))[:, None] * C + channel[None, :]
-    return tl.load(x + offsets, mask=inside[:, None] & (channel < C)[None, :], other=0).to(tl.float32)
 
 
 @triton.jit
@@ -153,25 +161,25 @@ def hidden_gradient_by_channels(
     C: tl.constexpr = G * D
     pid = tl.program_id(0).to(tl.int64)
     rank = (pid % blocks_r).to(tl.int32) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, row, column = positions_of(pid // blocks_r, tiles_h, tiles_w, TILE_H, TILE_W)
-    row = row.to(OFFSET)
-    column = column.to(OFFSET)
+    image, row, column, position, on_map = _tile(
+        pid // blocks_r, tiles_h, tiles_w, height, width, OFFSET, TILE_H, TILE_W
+    )
     gradient += image * height * width * C
     x += image * height * width * C
     of_hidden += image * height * width * RANK
-    position = row * width + column
-    on_map = (row < height) & (column < width)
     sums = tl.zeros((TILE_H * TILE_W, BLOCK_R), tl.float32)
     for first in range(0, C, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
-        mask = on_map[:, None] & (channel < C)[None, :]
-        own = tl.load(gradient + position[:, None] * C + channel[None, :], mask=mask, other=0).to(tl.float32)
+        own = _block(gradient, position, on_map, channel, C)
         for k in range(KH * KW):
-            values = _shifted(x, row, column, position, on_map, channel, k, height, width, top, left, C, KW, DH, DW)
+            down = k // KW * DH - top
+            right = k % KW * DW - left
+            source, inside = _tap(row, column, position, on_map, down, right, height, width)
             pointers = projection + (channel[:, None] // D * (KH * KW) + k) * RANK + rank[None, :]
-            in_projection = (channel < C)[:, None] & (rank < RANK)[None, :]
-            factor = tl.load(pointers, mask=in_projection, other=0).to(FACTOR)
-            sums = tl.dot((own * values).to(FACTOR), factor, sums, input_precision=PRECISION)
+            mask = (channel < C)[:, None] & (rank < RANK)[None, :]
+            factor = tl.load(pointers, mask=mask, other=0).to(FACTOR)
+            products = own * _block(x, source, inside, channel, C)
+            sums = tl.dot(products.to(FACTOR), factor, sums, input_precision=PRECISION)
     mask = on_map[:, None] & (rank < RANK)[None, :]
     tl.store(of_hidden + position[:, None] * RANK + rank[None, :], sums.to(of_hidden.dtype.element_ty), mask=mask)
 
@@ -226,26 +234,18 @@ def projection_gradient_by_channels(
         sums += (tl.zeros((BLOCK_C, BLOCK_R), tl.float32),)
         sums_of_bias += (tl.zeros((BLOCK_C,), tl.float32),)
     for tile in range(share, tiles, shares):
-        image, row, column = positions_of(tile, tiles_h, tiles_w, TILE_H, TILE_W)
-        row = row.to(OFFSET)
-        column = column.to(OFFSET)
-        position = row * width + column
-        on_map = (row < height) & (column < width)
+        image, row, column, position, on_map = _tile(tile, tiles_h, tiles_w, height, width, OFFSET, TILE_H, TILE_W)
         start = image * height * width
-        mask = on_map[:, None] & (channel < C)[None, :]
-        offsets = position[:, None] * C + channel[None, :]
-        own = tl.load(gradient + start * C + offsets, mask=mask, other=0).to(tl.float32)
-        mask = on_map[:, None] & (rank < RANK)[None, :]
-        offsets = position[:, None] * RANK + rank[None, :]
-        features = tl.load(hidden + start * RANK + offsets, mask=mask, other=0).to(FACTOR)
+        own = _block(gradient + start * C, position, on_map, channel, C)
+        first_r = block_r * BLOCK_R
+        features = features_of(hidden + start * RANK, position, on_map, first_r, RANK, BLOCK_R, FACTOR)
         added = ()
         added_to_bias = ()
         for t in tl.static_range(TAPS):
-            k = first_tap + t
-            values = _shifted(
-                x + start * C, row, column, position, on_map, channel, k, height, width, top, left, C, KW, DH, DW
-            )  # fmt: skip
-            products = own * values
+            down = (first_tap + t) // KW * DH - top
+            right = (first_tap + t) % KW * DW - left
+            source, inside = _tap(row, column, position, on_map, down, right, height, width)
+            products = own * _block(x + start * C, source, inside, channel, C)
             added += (tl.dot(tl.trans(products.to(FACTOR)), features, sums[t], input_precision=PRECISION),)
             added_to_bias += (sums_of_bias[t] + tl.sum(products, 0),)
         sums = added

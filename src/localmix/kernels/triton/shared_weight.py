@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from localmix.kernels.linear import register, register_fake
 from localmix.kernels.triton import tuning
 from localmix.registration import operator
 
@@ -246,67 +247,23 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[
     return _run_convolution(x, weight, bias, dilation, flipped=False)
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 @operator("localmix::triton_shared_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of weight; an empty tensor for one that is not needed."""
-    of_x, of_weight = x.new_empty(0), x.new_empty(0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; an empty tensor for one that is not needed."""
+    of_x, of_weight, of_bias = (x.new_empty(0) for _ in range(3))
     if needed[0]:
         of_x = _run_convolution(gradient, weight, None, dilation, flipped=True)
     if needed[1]:
         of_weight = _run_weight_gradient(gradient, x, weight, dilation)
-    return of_x, of_weight
-
-
-@_backward.register_fake
-def _(
-    gradient: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], needed: Sequence[bool]
-) -> tuple[Tensor, Tensor]:
-    of_x, of_weight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
-    return of_x if needed[0] else x.new_empty(0), of_weight if needed[1] else x.new_empty(0)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, ctx.dilation = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[:2]
-    of_x = of_weight = of_bias = None
-    if any(needed):
-        of_x, of_weight = _backward(gradient, *ctx.saved_tensors, ctx.dilation, needed)
-    if ctx.needs_input_grad[2]:
+    if needed[2]:
         of_bias = gradient.sum((0, 1, 2))
-    return of_x if needed[0] else None, of_weight if needed[1] else None, of_bias, None
+    return of_x, of_weight, of_bias
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    gradient, x, weight, ctx.dilation, ctx.needed = inputs
-    ctx.save_for_backward(gradient, x, weight)
-
-
-def _gradients_of_gradients(ctx: Any, of_of_x: Tensor, of_of_weight: Tensor) -> tuple[Tensor | None, ...]:
-    """The sum is linear in x and in weight, so its second derivatives are the same three sums again."""
-    gradient, x, weight = ctx.saved_tensors
-    of_gradient, of_x, of_weight = torch.zeros_like(gradient), None, None
-    if ctx.needed[0]:
-        of_gradient = of_gradient + _forward(of_of_x, weight, None, ctx.dilation)
-        of_weight = _backward(gradient, of_of_x, weight, ctx.dilation, (False, True))[1]
-    if ctx.needed[1]:
-        of_gradient = of_gradient + _forward(x, of_of_weight, None, ctx.dilation)
-        of_x = _backward(gradient, x, of_of_weight, ctx.dilation, (True, False))[0]
-    return of_gradient, of_x, of_weight, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save)
-_backward.register_autograd(_gradients_of_gradients, setup_context=_save_backward)
+register(_forward, _backward)
+register_fake(_forward, _backward, lambda x, weight: x.shape[3:])
 
 
 def _run_convolution(

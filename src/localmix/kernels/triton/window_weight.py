@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from localmix.kernels.linear import register
+from localmix.kernels.linear import register, register_fake
 from localmix.kernels.triton import tuning
 from localmix.registration import operator
 
@@ -209,11 +209,6 @@ def _forward(
     return _run_mix(x, weight, bias, window_size, shift, transposed=False)
 
 
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, window_size: Sequence[int], shift: Sequence[int]) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 @operator("localmix::triton_window_weight_backward", ("cpu", "cuda"))
 def _backward(
     gradient: Tensor,
@@ -233,21 +228,8 @@ def _backward(
     return of_x, of_weight, of_bias
 
 
-@_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, weight.shape, weight.shape[:2])
-    of_x, of_weight, of_bias = (x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True))
-    return of_x, of_weight, of_bias
-
-
 register(_forward, _backward)
+register_fake(_forward, _backward, lambda x, weight: weight.shape[:2])
 
 
 def _run_mix(

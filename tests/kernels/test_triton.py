@@ -152,9 +152,15 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def registered():
-    from localmix.kernels.triton import local_weight, pairwise_weight, shared_weight, window_weight
+    from localmix.kernels.triton import (
+        local_weight,
+        local_weight_launches,
+        pairwise_weight,
+        shared_weight,
+        window_weight,
+    )
 
-    return local_weight, pairwise_weight, shared_weight, window_weight
+    return local_weight_launches, pairwise_weight, local_weight, shared_weight, window_weight
 
 
 # the other backward nodes are differentiated by way of other operators

@@ -133,7 +133,14 @@ def compiled(tmp_path_factory):
 def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
     launches = {(line["kernel"], line["capability"], line["dtype"]) for line in compiled}
     names = {kernel for kernel, _, _ in launches}
-    expected = {"_convolve", "_weight_gradient", "apply", "weight_gradient", "hidden_gradient", "projection_gradient"}
+    expected = {
+        "convolve",
+        "shared_weight_gradient",
+        "apply",
+        "weight_gradient",
+        "hidden_gradient",
+        "projection_gradient",
+    }
     expected |= {
         "attend_in_windows",
         "gradients_in_windows",
@@ -144,8 +151,8 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "apply_by_channels",
         "hidden_gradient_by_channels",
         "projection_gradient_by_channels",
-        "_mix_windows",
-        "_matrix_gradient",
+        "mix_windows",
+        "matrix_gradient",
     }
     assert names == expected
     # products in float32 are made by groups alone

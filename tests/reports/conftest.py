@@ -128,3 +128,29 @@ def assert_same_runs():
             _assert_same(first[part], second[part])
 
     return check
+
+
+@pytest.fixture(scope="session")
+def fit_detector():
+    """Runs `localmix fit` in this process for a detector that learns in seconds: fit_detector(output, data, ...)."""
+    settings = {
+        "task": "detection",
+        "model.name": "dwnet_nano",
+        "model.channels": 16,
+        "model.model_kwargs": '{"depths": [1, 1, 1, 1]}',
+        "model.detector_kwargs": '{"num_samples": 16, "min_score": 0.0}',
+        "model.ema_decay": 0.5,
+        "data.sizes": "[48]",
+        "data.max_size": 64,
+        "data.workers": 0,
+        "trainer.max_epochs": 1,
+        "trainer.accelerator": "cpu",
+        "log.tensorboard": "false",
+    }
+
+    def run(output, data, **options):
+        words = {**settings, **options, "data.root": data, "output": output}
+        assert main(["fit", *(f"--{name}={value}" for name, value in words.items())]) == 0
+        return output
+
+    return run

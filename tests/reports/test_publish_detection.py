@@ -14,28 +14,8 @@ from localmix.reports.evaluation.tasks import task_of
 from localmix.reports.publish import publish
 
 write_rectangles = runpy.run_path(str(Path(__file__).parents[1] / "tasks/detection/conftest.py"))["write_rectangles"]
-SETTINGS = {
-    "task": "detection",
-    "model.name": "dwnet_nano",
-    "model.channels": 16,
-    "model.model_kwargs": '{"depths": [1, 1, 1, 1]}',
-    "model.detector_kwargs": '{"num_samples": 16, "min_score": 0.0}',
-    "model.ema_decay": 0.5,
-    "data.sizes": "[48]",
-    "data.max_size": 64,
-    "data.workers": 0,
-    "trainer.max_epochs": 1,
-    "trainer.accelerator": "cpu",
-    "log.tensorboard": "false",
-}
 
 HELD = ["README.md", "config.json", "model.safetensors"]
-
-
-def fit(folder, data, **options):
-    settings = {**SETTINGS, **options, "data.root": data, "output": folder}
-    assert main(["fit", *(f"--{name}={value}" for name, value in settings.items())]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +24,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("run"), data)
+def run(data, fit_detector, tmp_path_factory):
+    return fit_detector(tmp_path_factory.mktemp("run"), data)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -116,16 +96,16 @@ def test_card_says_what_it_is_and_its_program_runs(run, data, tmp_path, monkeypa
     assert any(name in capsys.readouterr().out for name in ("red", "green", "blue"))
 
 
-def test_training_begins_with_it(run, data, tmp_path, capsys):
+def test_training_begins_with_it(fit_detector, run, data, tmp_path, capsys):
     publish(run, tmp_path / "net")
-    fit(tmp_path / "again", data, weights=tmp_path / "net/model.safetensors")
+    fit_detector(tmp_path / "again", data, weights=tmp_path / "net/model.safetensors")
     assert "weights: begins with those in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "retinanet"])
-def test_other_detectors(data, tmp_path, detector):
+def test_other_detectors(fit_detector, data, tmp_path, detector):
     options = {"model.detector": detector, "model.detector_kwargs": "{}", "model.ema_decay": "null"}
-    run = fit(tmp_path / "run", data, **options)
+    run = fit_detector(tmp_path / "run", data, **options)
     publish(run, tmp_path / "net")
     found, expected = load_detector(tmp_path / "net"), load_detector(run)
     assert found.masks == expected.masks == (detector == "mask_rcnn")

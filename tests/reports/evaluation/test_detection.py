@@ -12,20 +12,6 @@ from localmix.reports.evaluation.detector import load_detector
 write_rectangles = runpy.run_path(str(Path(__file__).parents[2] / "tasks" / "detection" / "conftest.py"))[
     "write_rectangles"
 ]
-SETTINGS = {
-    "task": "detection",
-    "model.name": "dwnet_nano",
-    "model.channels": 16,
-    "model.model_kwargs": '{"depths": [1, 1, 1, 1]}',
-    "model.detector_kwargs": '{"num_samples": 16, "min_score": 0.0}',
-    "model.ema_decay": 0.5,
-    "data.sizes": "[48]",
-    "data.max_size": 64,
-    "data.workers": 0,
-    "trainer.max_epochs": 1,
-    "trainer.accelerator": "cpu",
-    "log.tensorboard": "false",
-}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +20,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    words = [f"--{name}={value}" for name, value in {**SETTINGS, "data.root": data, "output": folder}.items()]
-    assert main(["fit", *words]) == 0
-    return folder
+def run(data, fit_detector, tmp_path_factory):
+    return fit_detector(tmp_path_factory.mktemp("run"), data)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])

@@ -41,8 +41,8 @@ def test_a_folder_in_use_is_refused(holder, tmp_path):
 
 def test_a_killed_process_leaves_no_claim_nor_do_its_children(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with claim(tmp_path):
+    assert holder.wait() == -signal.SIGKILL
+    with claim(tmp_path):  # or the claim is refused
         pass
 
 

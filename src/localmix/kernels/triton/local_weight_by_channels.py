@@ -1,4 +1,4 @@
-"""Triton kernel for weights of its own at every position, channel by channel; local_weight.py launches it.
+"""Triton kernel for weights of its own at every position, channel by channel; local_weight_launches.py launches it.
 
 A group of 3 or 6 channels fills no vector. So a block here is [positions, channels], whatever their groups: x is read
 in vectors, and the weight of a channel is that of its group. Weights that are made are made once for every channel, by

@@ -1,4 +1,4 @@
-"""Triton kernels for weights of its own at every position; local_weight.py launches them.
+"""Triton kernels for weights of its own at every position; local_weight_launches.py launches them.
 
 A program owns a tile of positions and some groups, and loops over the taps. The weights of a tap are read from memory,
 or made by one small matrix product of hidden features and projection, and used at once: they are never written.

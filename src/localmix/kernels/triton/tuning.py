@@ -114,6 +114,11 @@ def next_power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def integers_up_to(largest: int) -> tl.dtype:
+    """The type of offsets that reach so far: 64 bits are twice the registers and instructions."""
+    return tl.int64 if largest >= 2**31 else tl.int32
+
+
 def dot_dtype(x: Tensor) -> tl.dtype:
     """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
     if is_interpreted():

@@ -1,9 +1,4 @@
-"""Weights from each slot of a window to each slot, alike in all windows, in Triton: the local MLP.
-
-For a group of channels that is a product of two matrices: the weights [N, N], and a matrix whose rows are the slots of
-a window and whose columns are the windows of all images with the channels of the group. A program owns some columns of
-one group; it reads them where they lie, so that nothing is partitioned, rolled or padded.
-"""
+"""The local MLP in Triton: launches and autograd rules."""
 
 from __future__ import annotations
 
@@ -12,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.linear import register, register_fake
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton import window_weight_kernels as kernels
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -26,175 +20,6 @@ _SMALLEST_FACTOR, _LARGEST_BLOCK = 16, 64
 """Sides of the blocks of slots: what a matrix unit takes at least, and what registers hold at most."""
 
 _MOST_SHARES = 64
-
-
-@triton.jit
-def _columns(
-    first,
-    units,
-    group,
-    block_d,
-    height,
-    width,
-    windows_h,
-    windows_w,
-    top,
-    left,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    WINDOWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """For windows from `first` on and channels of a group: where slot 0 lies, its row and column, and which exist."""
-    column = tl.arange(0, WINDOWS * BLOCK_D)
-    unit = first + column // BLOCK_D
-    dim = block_d * BLOCK_D + column % BLOCK_D
-    known = (unit < units) & (dim < D)
-    left_of = unit % windows_w * KW - left
-    unit = unit // windows_w
-    top_of = unit % windows_h * KH - top
-    start = ((unit // windows_h * height + top_of) * width + left_of) * (G * D) + group * D + dim
-    return start, top_of, left_of, known
-
-
-@triton.jit
-def _slots(
-    first,
-    start,
-    top_of,
-    left_of,
-    known,
-    height,
-    width,
-    C: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """For slots from `first` on and columns: offsets into a map, and which of them are on it."""
-    slot = first + tl.arange(0, BLOCK)
-    row = top_of[None, :] + (slot // KW)[:, None]
-    column = left_of[None, :] + (slot % KW)[:, None]
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    inside = inside & known[None, :] & (slot < KH * KW)[:, None]
-    offsets = start[None, :] + ((slot // KW * width + slot % KW) * C)[:, None]
-    return offsets, inside
-
-
-@triton.jit
-def _mix_windows(
-    x,
-    weight,
-    bias,
-    y,
-    height,
-    width,
-    windows_h,
-    windows_w,
-    top,
-    left,
-    units,
-    blocks_d,
-    stride_out,
-    stride_in,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    OFFSET: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    WINDOWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """y[i] = bias[i] + sum_j weight[i, j] * x[j]; the gradient of x is the same with the matrix transposed."""
-    N: tl.constexpr = KH * KW
-    pid = tl.program_id(0).to(OFFSET)
-    group = pid % G
-    pid = pid // G
-    block_d = pid % blocks_d
-    pid = pid // blocks_d
-    blocks: tl.constexpr = (N + BLOCK - 1) // BLOCK
-    first_out = (pid % blocks).to(tl.int32) * BLOCK
-    first = pid // blocks * WINDOWS
-    start, top_of, left_of, known = _columns(
-        first, units, group, block_d, height, width, windows_h, windows_w, top, left, G, D, KH, KW, WINDOWS, BLOCK_D
-    )
-    out = first_out + tl.arange(0, BLOCK)
-    sums = tl.zeros((BLOCK, WINDOWS * BLOCK_D), tl.float32)
-    for first_in in range(0, N, BLOCK_IN):
-        offsets, inside = _slots(first_in, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK_IN)
-        values = tl.load(x + offsets, mask=inside, other=0).to(FACTOR)
-        slot = first_in + tl.arange(0, BLOCK_IN)
-        pointers = weight + group * (N * N) + out[:, None] * stride_out + slot[None, :] * stride_in
-        matrix = tl.load(pointers, mask=(out < N)[:, None] & (slot < N)[None, :], other=0).to(FACTOR)
-        sums = tl.dot(matrix, values, sums, input_precision=PRECISION)
-    if HAS_BIAS:
-        sums += tl.load(bias + group * N + out, mask=out < N, other=0).to(tl.float32)[:, None]
-    offsets, inside = _slots(first_out, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK)
-    tl.store(y + offsets, sums.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _matrix_gradient(
-    gradient,
-    x,
-    partial,
-    partial_of_bias,
-    height,
-    width,
-    windows_h,
-    windows_w,
-    top,
-    left,
-    units,
-    blocks_d,
-    shares,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    OFFSET: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WINDOWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Sums over a share of the columns: gradient[i] * x[j] for all pairs of slots, and gradient[i] alone."""
-    N: tl.constexpr = KH * KW
-    blocks: tl.constexpr = (N + BLOCK - 1) // BLOCK
-    pid = tl.program_id(0).to(OFFSET)
-    group = pid % G
-    pid = pid // G
-    first_in = (pid % blocks).to(tl.int32) * BLOCK
-    pid = pid // blocks
-    first_out = (pid % blocks).to(tl.int32) * BLOCK
-    share = pid // blocks
-    sums = tl.zeros((BLOCK, BLOCK), tl.float32)
-    sums_of_bias = tl.zeros((BLOCK,), tl.float32)
-    for part in range(share, (units + WINDOWS - 1) // WINDOWS * blocks_d, shares):
-        first = part // blocks_d * WINDOWS
-        start, top_of, left_of, known = _columns(
-            first, units, group, part % blocks_d, height, width, windows_h, windows_w, top, left,
-            G, D, KH, KW, WINDOWS, BLOCK_D,
-        )  # fmt: skip
-        offsets, inside = _slots(first_out, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK)
-        gradients = tl.load(gradient + offsets, mask=inside, other=0)
-        offsets, inside = _slots(first_in, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK)
-        values = tl.load(x + offsets, mask=inside, other=0).to(FACTOR)
-        sums = tl.dot(gradients.to(FACTOR), tl.trans(values), sums, input_precision=PRECISION)
-        sums_of_bias += tl.sum(gradients.to(tl.float32), 1)
-    out = first_out + tl.arange(0, BLOCK)
-    slot = first_in + tl.arange(0, BLOCK)
-    line = (share * G + group) * N + out
-    tl.store(partial + line[:, None] * N + slot[None, :], sums, mask=(out < N)[:, None] & (slot < N)[None, :])
-    tl.store(partial_of_bias + line, sums_of_bias, mask=out < tl.where(first_in == 0, N, 0))
 
 
 def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pair, shift: Pair) -> Tensor:
@@ -256,7 +81,7 @@ def _run_mix(
     def run(windows: int, block_d: int, warps: int) -> None:
         blocks_d = tuning.cdiv(dim, block_d)
         tuning.launch(
-            _mix_windows,
+            kernels.mix_windows,
             groups * blocks_d * tuning.cdiv(slots, block) * tuning.cdiv(units, windows),
             (x, weight, weight if bias is None else bias, y, *geometry, units, blocks_d),
             strides,
@@ -288,7 +113,7 @@ def _run_matrix_gradient(
         partial = x.new_empty((shares, groups, slots, slots), dtype=torch.float32)
         partial_of_bias = x.new_empty((shares, groups, slots), dtype=torch.float32)
         tuning.launch(
-            _matrix_gradient,
+            kernels.matrix_gradient,
             shares * groups * tuning.cdiv(slots, block) ** 2,
             (gradient, x, partial, partial_of_bias, *geometry, units, blocks_d, shares),
             (),
@@ -312,7 +137,7 @@ def _geometry(x: Tensor, window_size: Sequence[int], shift: Sequence[int]) -> tu
 
 def _products_of(x: Tensor) -> tuple[Any, ...]:
     """Dtype and rounding of factors, and the integers that reach all of x."""
-    return tuning.dot_dtype(x), tuning.dot_precision(x), tl.int64 if x.numel() >= 2**30 else tl.int32
+    return tuning.dot_dtype(x), tuning.dot_precision(x), tuning.integers_up_to(2 * x.numel())
 
 
 def _block(slots: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from localmix.reports.compare import compare
 from localmix.reports.curves import curves
 from localmix.reports.evaluation.classification import evaluate
-from localmix.reports.publish import publish
+from localmix.reports.publishing.publish import publish
 
 
 def main() -> None:

@@ -228,7 +228,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from localmix.reports.publish import publish
+    from localmix.reports.publishing.publish import publish
 
     options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback", "source")}
     print(publish(args.source, **options))

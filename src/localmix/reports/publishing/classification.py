@@ -10,11 +10,11 @@ from typing import Any
 from timm.models import save_for_hf
 
 from localmix.models import Hierarchy
-from localmix.reports.card import Content, measured, with_mixer
 from localmix.reports.evaluation.classification import lines
 from localmix.reports.evaluation.published import CONFIG, WEIGHTS
 from localmix.reports.evaluation.trained import Trained, from_checkpoint
-from localmix.reports.publication import Publication, chosen
+from localmix.reports.publishing.card import Content, measured, with_mixer
+from localmix.reports.publishing.publication import Publication, chosen
 from localmix.tasks.images import MODES
 
 MEASURED = {"top1": ("top-1", "{:.2%}".format), "top5": ("top-5", "{:.2%}".format), "loss": ("loss", "{:.4f}".format)}

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from localmix.cli import main
 from localmix.reports.evaluation.detector import load_detector
 from localmix.reports.evaluation.tasks import task_of
-from localmix.reports.publish import publish
+from localmix.reports.publishing.publish import publish
 
-write_rectangles = runpy.run_path(str(Path(__file__).parents[1] / "tasks/detection/conftest.py"))["write_rectangles"]
+write_rectangles = runpy.run_path(str(Path(__file__).parents[2] / "tasks/detection/conftest.py"))["write_rectangles"]
 
 HELD = ["README.md", "config.json", "model.safetensors"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmix.reports.card import Content
 from localmix.reports.evaluation.published import CONFIG
+from localmix.reports.publishing.card import Content
 
 
 @dataclass(frozen=True)

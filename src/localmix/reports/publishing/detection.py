@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from localmix.models import Hierarchy
-from localmix.reports.card import Content, Rows, measured, with_mixer
 from localmix.reports.evaluation.detector import Detector, load_detector
 from localmix.reports.evaluation.published import WEIGHTS
-from localmix.reports.publication import Publication, chosen, write_config
+from localmix.reports.publishing.card import Content, Rows, measured, with_mixer
+from localmix.reports.publishing.publication import Publication, chosen, write_config
 from localmix.tasks.detection.checkpoints import save_detector
 from localmix.tasks.detection.coco_scores import NAMES
 

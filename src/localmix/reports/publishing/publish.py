@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from localmix.reports.card import card
 from localmix.reports.evaluation.published import CARD, CONFIG, WEIGHTS
 from localmix.reports.evaluation.tasks import task_of
 from localmix.reports.evaluation.trained import run_of
 from localmix.reports.metrics import read_metrics
-from localmix.reports.publication import Publication
+from localmix.reports.publishing.card import card
+from localmix.reports.publishing.publication import Publication
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
 from localmix.tasks.net_file import SUFFIX
 
@@ -52,7 +52,7 @@ def publish(
         raise ValueError(f"source: expected a run or a checkpoint of one, got {checkpoint}")
     _refuse_to_lose(to, overwrite)
     # the module of the task knows what is published of it
-    found: Publication = import_module(f"localmix.reports.publish_{task_of(checkpoint)}").publication(
+    found: Publication = import_module(f"localmix.reports.publishing.{task_of(checkpoint)}").publication(
         checkpoint, weights
     )
     evaluations = [_evaluation(Path(file), found) for file in results]

@@ -7,11 +7,11 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-import localmix.reports.publish as module
+import localmix.reports.publishing.publish as module
 from localmix.cli import main
 from localmix.models import create_model
 from localmix.reports.evaluation.classification import evaluate
-from localmix.reports.publish import publish
+from localmix.reports.publishing.publish import publish
 from localmix.tasks import fashion_mnist
 from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint
 from localmix.tasks.fashion_mnist import load as load_all  # as it is now, whatever a fixture cuts later

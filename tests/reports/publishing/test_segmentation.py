@@ -9,7 +9,7 @@ from PIL import Image
 from localmix.cli import main
 from localmix.reports.evaluation.segmenter import load_segmenter
 from localmix.reports.evaluation.tasks import task_of
-from localmix.reports.publish import publish
+from localmix.reports.publishing.publish import publish
 
 HELD = ["README.md", "config.json", "model.safetensors"]
 

@@ -1,0 +1,1 @@
+"""Networks as folders for others: weights, configuration and a card of what was measured."""

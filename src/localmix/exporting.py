@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 
@@ -20,6 +22,13 @@ def has_forward_derivatives() -> bool:
     A registered operator has none; where nothing requires a gradient, PyTorch would silently lose them.
     """
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def is_vectorised() -> bool:
+    """Whether `torch.func.vmap` is at work."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return any(transform.key() == TransformType.Vmap for transform in retrieve_all_functorch_interpreters())
 
 
 def reason_for_plain_operators() -> str | None:

@@ -159,6 +159,20 @@ def test_function_transforms_serve_every_operator(operator):
     torch.testing.assert_close(loss("auto")(*values), loss("reference")(*values), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("operator", CALLS)
+def test_vmap_serves_every_operator_and_gradients_of_each_sample(operator):
+    function, (x, *others) = CALLS[operator][0], tensors(operator, height=5, width=4)
+    samples = torch.stack([x, 2 * x, -x])
+
+    def loss(x):
+        return function(x, *others, impl="auto").square().sum()
+
+    expected = torch.stack([function(x, *others, impl="reference") for x in samples])
+    torch.testing.assert_close(torch.func.vmap(lambda x: function(x, *others, impl="auto"))(samples), expected)
+    gradients = torch.stack([torch.func.grad(loss)(x) for x in samples])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(samples), gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_a_named_kernel_says_that_it_cannot_be_transformed():
     x = torch.ones(1, 3, 3, 2)
     with pytest.raises(ValueError, match=r"^impl: expected .* torch\.func transforms PyTorch's own operators"):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from localmix.exporting import has_forward_derivatives
+from localmix.exporting import has_forward_derivatives, is_vectorised
 from localmix.kernels.aten.shifted_products import ShiftedProducts, SumOfProjectedProducts, SumOfShiftedProducts
 from localmix.kernels.aten.windows import from_windows, grid, tiles_of, to_windows, trim
 
@@ -26,6 +26,8 @@ def refusal(x: Tensor, named: bool) -> str | None:
     """Why a call on x, named or not, is not served; None if it is."""
     if has_forward_derivatives():
         return "PyTorch's fused attention and the sums of shifted products have no forward derivatives"
+    if is_vectorised():
+        return "the sums of shifted products have no rule for torch.func.vmap"
     return None
 
 

@@ -116,12 +116,15 @@ def test_fork_after_use(operator, num_threads):
         child.join()
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (9, 9), (11, 11), (4, 6)], ids=str)
-def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel):
-    """A map of runs of 14, 7, 4 and 1 positions, and two blocks of channels of which the second is cut."""
+@pytest.mark.parametrize("size", [(13, 27), (6, 14), (3, 7), (2, 5)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (9, 9), (11, 11), (4, 6), (1, 7), (5, 1)], ids=str)
+def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel, size):
+    """Runs of 7 positions that are whole, laid over one another or too short; three blocks of channels, one cut."""
     for operator, lead in (("depthwise_convolution", ()), ("homogeneous_convolution", (2,))):
-        tensors = {"x": torch.randn(2, 13, 27, 21), "weight": torch.randn(*lead, 21, *kernel)}
-        check_operator(operator, tensors, {}, torch.randn(2, 13, 27, 21), impl="native", summands=2 * 13 * 27)
+        tensors = {"x": torch.randn(2, *size, 37), "weight": torch.randn(*lead, 37, *kernel)}
+        tensors["bias"] = torch.randn(37)
+        summands = 2 * size[0] * size[1]
+        check_operator(operator, tensors, {}, torch.randn(2, *size, 37), impl="native", summands=summands)
 
 
 @pytest.mark.parametrize("impl", ["native", "aten"])

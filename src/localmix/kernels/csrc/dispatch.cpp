@@ -134,6 +134,22 @@ int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const vo
   });
 }
 
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t round_up(int64_t value, int64_t to) { return divide_up(value, to) * to; }
+
+// Parts of the blocks of channels: few enough blocks that the rows a part has waiting stay in the second-level cache,
+// and as many parts as `units` of work need, of two blocks at least, which the processor fetches together; or some more,
+// so that threads that share an image have the same to do.
+int64_t parts_of_channels(const SharedWeightProblem* p, int64_t units, int64_t threads) {
+  constexpr int64_t floats = 1 << 17;
+  const int64_t blocks = divide_up(p->channels, kSharedBlock);
+  const int64_t rows = p->dilation_height * (p->kernel_height - 1) + 2;
+  const int64_t row = (p->width + p->dilation_width * (p->kernel_width - 1)) * kSharedBlock;
+  const int64_t fitting = std::max<int64_t>(1, floats / (rows * row)), least = divide_up(blocks, fitting);
+  const int64_t parts = std::max(least, std::min(units, (blocks + 1) / 2)), even = round_up(parts, threads);
+  return p->batch % threads && even <= blocks ? even : parts;
+}
+
 }  // namespace
 
 LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen->local_weight.name; }
@@ -215,11 +231,14 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
 // out.
 LOCALMIX_PUBLIC int localmix_shared_weight(
     SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads) {
-  const int64_t blocks = (problem->channels + 15) / 16, taps = problem->kernel_height * problem->kernel_width;
-  const int64_t packs = problem->weights * blocks, units = problem->batch * blocks;
+  const int64_t blocks = divide_up(problem->channels, kSharedBlock);
+  const int64_t taps = problem->kernel_height * problem->kernel_width, packs = problem->weights * blocks;
   // enough units for every thread, of lines enough to be worth the rows that are read around them
-  problem->strips = std::max<int64_t>(1, std::min((4 * threads - 1) / units, problem->height / 16));
-  const Scratch packed = scratch(packs * taps * 16);
+  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  problem->parts = parts_of_channels(problem, divide_up(wanted, problem->batch), threads);
+  const int64_t units = problem->batch * problem->parts;
+  problem->strips = std::max<int64_t>(1, std::min(divide_up(wanted, units), problem->height / 16));
+  const Scratch packed = scratch(packs * taps * kSharedBlock);
   const SharedWeightKernels& set = *chosen->shared;
   const int failed = !packed || spread(packs, threads, [&](int64_t begin, int64_t end, int64_t) {
     return set.pack(problem, weight, nullptr, nullptr, packed.get(), begin, end);
@@ -233,24 +252,28 @@ LOCALMIX_PUBLIC int localmix_shared_weight(
 LOCALMIX_PUBLIC int localmix_shared_weight_backward(
     SharedWeightProblem* problem, const void* x, const void* gradient, float* of_weight, float* of_bias,
     int64_t threads) {
-  const int64_t channels = problem->channels, blocks = (channels + 15) / 16, weights = problem->weights;
-  const int64_t taps = problem->kernel_height * problem->kernel_width, each = (taps + 1) * 16;
+  const int64_t channels = problem->channels, weights = problem->weights;
+  const int64_t blocks = divide_up(channels, kSharedBlock);
+  const int64_t taps = problem->kernel_height * problem->kernel_width, each = (taps + 1) * kSharedBlock;
   const bool own = weights > 1 || problem->batch == 1;
-  const int64_t shares = own ? problem->batch : std::min(problem->batch, (4 * threads + blocks - 1) / blocks);
+  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  problem->parts = parts_of_channels(problem, own ? divide_up(wanted, problem->batch) : wanted, threads);
+  const int64_t shares =
+      own ? problem->batch : std::min(problem->batch, round_up(divide_up(wanted, problem->parts), threads));
   problem->strips = shares;
   const Scratch sums = scratch(shares * blocks * each);
   if (!sums) return 1;
-  const int failed = spread(shares * blocks, threads, [&](int64_t begin, int64_t end, int64_t) {
+  const int failed = spread(shares * problem->parts, threads, [&](int64_t begin, int64_t end, int64_t) {
     return chosen->shared->backward_weight(problem, x, gradient, nullptr, sums.get(), begin, end);
   });
   // in the order of the shares, so that as many threads give the same sum
   spread(channels, threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t c = begin; c < end; ++c) {
-      const float* from = sums.get() + c / 16 * each + c % 16;
+      const float* from = sums.get() + c / kSharedBlock * each + c % kSharedBlock;
       for (int64_t share = 0; share < shares; ++share, from += blocks * each) {
         float* target = of_weight + ((weights > 1 ? share : 0) * channels + c) * taps;
-        for (int64_t k = 0; k < taps; ++k) target[k] = (own || !share ? 0 : target[k]) + from[k * 16];
-        of_bias[c] = (share ? of_bias[c] : 0) + from[taps * 16];
+        for (int64_t k = 0; k < taps; ++k) target[k] = (own || !share ? 0 : target[k]) + from[k * kSharedBlock];
+        of_bias[c] = (share ? of_bias[c] : 0) + from[taps * kSharedBlock];
       }
     }
     return 0;

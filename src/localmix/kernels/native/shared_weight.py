@@ -6,11 +6,10 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from localmix.kernels.linear import register, register_fake
-from localmix.kernels.native.library import NO_MEMORY, TYPES, instruction_set, is_forked, library, num_threads, pointer
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -31,7 +30,7 @@ class _Problem(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "height", "width", "channels", "kernel_height", "kernel_width"),
-            *("dilation_height", "dilation_width", "weights", "adjoint", "dtype", "strips"),
+            *("dilation_height", "dilation_width", "weights", "adjoint", "dtype", "strips", "parts"),
         )
     ]
 
@@ -54,20 +53,7 @@ def _mix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]
 @operator("localmix::native_shared_weight", "cpu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = bias[c] + sum_k weight[b, c, k] * x[b, p + k, c], weight [B or 1, C, kh, kw]."""
-    if len(weight) == 1 and instruction_set() == "avx512" and not is_forked():
-        # oneDNN's is faster there, by a fifth at 7 x 7 and 56 x 56 positions; with AVX2 it is slower by a fifth
-        return _convolve(x, weight[0, :, None], bias, dilation)
     return _mix(x, weight, bias, dilation)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(t % 2 for t in total):
-        # one more row or column at the end for an even kernel
-        x = F.pad(x, (0, 0, 0, total[1] % 2, 0, total[0] % 2))
-    padding = [t // 2 for t in total]
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, dilation=dilation, groups=x.shape[3])
-    return y.permute(0, 2, 3, 1).contiguous()
 
 
 @operator("localmix::native_shared_weight_backward", "cpu")

@@ -62,7 +62,7 @@ class Operator:
         self._differentiable = type(self._name, (torch.autograd.Function,), rules)
 
     def __call__(self, *arguments: Any) -> Any:
-        if _is_watched(arguments):
+        if is_watched(arguments):
             return self.registered(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return (self._differentiable.apply if self._differentiable else self.registered)(*arguments)
@@ -74,7 +74,7 @@ def operator(name: str, device_types: str | Sequence[str]) -> Callable[[Callable
     return lambda function: Operator(name, function, device_types)
 
 
-def _is_watched(arguments: tuple[Any, ...]) -> bool:
+def is_watched(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU or GPU looks at a call: a compiler, a tracer, a mode, a transform or a profiler."""
     return (
         torch.compiler.is_compiling()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, Inhomogeneous
 from localmix.layers.activation import GELU, relu
 from localmix.layers.channels_last import Pointwise, batch_norm
 from localmix.models.hierarchy import Hierarchy, missing
+from localmix.models.mlp import Mlp
 from localmix.models.registry import NUM_GROUPS, build, pretrained_cfg
 
 

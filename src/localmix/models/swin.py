@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from localmix.layers import NeighborhoodAttention, WindowAttention
 from localmix.layers.activation import GELU
 from localmix.layers.channels_last import batch_norm
 from localmix.models.hierarchy import Hierarchy
+from localmix.models.mlp import Mlp
 from localmix.models.registry import NUM_HEADS, build, pretrained_cfg
 
 

@@ -229,6 +229,8 @@ inline void for_blocks(const Shape& s, F f) {
 // A block goes through all positions of a run before the next one comes: its inputs, 7 x 7 of them, then stay in the
 // first-level cache, and each position brings one column of new ones.
 
+constexpr int64_t kAhead = 512;  // floats
+
 // y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs: weight
 // [count][K][lanes], y as in scratch. Of the kernel the taps inside of the map are read, `rows` by `columns` of the
 // position: no others, neither their weights.
@@ -245,6 +247,8 @@ inline void sum_taps(const Shape& s, const float* weight, const float* const* in
         for (int64_t c = inside.begin; c < inside.end; ++c, x += step, w += s.lanes)
           for (int j = 0; j < vectors; ++j) {
             const Vector factor = load(w + j * kLanes);
+            // weights for few channels are used faster than memory brings them unasked
+            if (dims < 12) __builtin_prefetch(w + j * kLanes + kAhead);
             for (int d = 0; d < dims; ++d) sums[j][d] += factor * load(x + d * kLanes + j * next);
           }
       }

@@ -6,6 +6,7 @@ and what came.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,8 @@ Size: TypeAlias = int | tuple[int, int]
 
 def pair(name: str, value: Size, *, minimum: int = 1) -> tuple[int, int]:
     """`value` as (height, width): an int counts for both axes."""
+    if type(value) is int and value >= minimum:
+        return value, value  # before all that only an error needs: it took as long as a small kernel
     items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(items) != 2 or not all(_is_integer(item) for item in items):
         raise ValueError(f"{name}: expected an int or a pair of ints (height, width), got {value!r}")
@@ -74,10 +77,14 @@ def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) 
     return value
 
 
-def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: str) -> None:
-    """Each axis of `value` must have one of the sizes that `expected` lists for it; None stands for any."""
+def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: str | Callable[[], str]) -> None:
+    """Each axis of `value` must have one of the sizes that `expected` lists for it; None stands for any.
+
+    `meaning` says it in words; a function that makes them is called for an error alone.
+    """
     for size, allowed in zip(value.shape, expected, strict=True):
         if None not in allowed and size not in allowed:
+            meaning = meaning if isinstance(meaning, str) else meaning()
             raise ValueError(f"{name}: expected {meaning}, got shape {tuple(value.shape)}")
 
 
@@ -134,7 +141,11 @@ def inhomogeneous_convolution(
     tensor("weight", weight, "B H W G K", like=x)
     batch, height, width, channels = x.shape
     taps = kernel[0] * kernel[1]
-    expected = f"[B, H, W, G, K] = [{batch}, {height}, {width}, G, {taps}] for x {tuple(x.shape)} and kernel {kernel}"
+
+    def expected() -> str:
+        shape = f"[{batch}, {height}, {width}, G, {taps}]"
+        return f"[B, H, W, G, K] = {shape} for x {tuple(x.shape)} and kernel {kernel}"
+
     sizes("weight", weight, ((batch,), (height,), (width,), (None,), (taps,)), expected)
     divides("weight", weight.shape[3], "C", channels)
     return kernel, dilations
@@ -165,15 +176,21 @@ def projected_inhomogeneous_convolution(
     tensor("x", x, "B H W C")
     divides("num_groups", num_groups, "C", x.shape[3])
     tensor("hidden", hidden, "B H W R", like=x)
-    expected = f"[B, H, W, R] with [B, H, W] = {list(x.shape[:3])} as in x"
-    sizes("hidden", hidden, (*((size,) for size in x.shape[:3]), (None,)), expected)
+    batch, height, width = x.shape[:3]
+    rows, rank = num_groups * kernel[0] * kernel[1], hidden.shape[3]
+    expected = ((batch,), (height,), (width,), (None,))
+    sizes("hidden", hidden, expected, lambda: f"[B, H, W, R] with [B, H, W] = {[batch, height, width]} as in x")
     tensor("projection", projection, "G*K R", like=x)
-    rows = num_groups * kernel[0] * kernel[1]
-    expected = f"[G * K, R] = [{rows}, {hidden.shape[3]}] for {num_groups} groups and kernel {kernel}"
-    sizes("projection", projection, ((rows,), (hidden.shape[3],)), expected)
+    shape = ((rows,), (rank,))
+    sizes(
+        "projection",
+        projection,
+        shape,
+        lambda: f"[G * K, R] = {[rows, rank]} for {num_groups} groups and kernel {kernel}",
+    )
     if projection_bias is not None:
         tensor("projection_bias", projection_bias, "G*K", like=x)
-        sizes("projection_bias", projection_bias, ((rows,),), f"[G * K] = [{rows}]")
+        sizes("projection_bias", projection_bias, ((rows,),), lambda: f"[G * K] = [{rows}]")
     return kernel, dilations
 
 

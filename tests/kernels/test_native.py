@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from localmix import kernels
+from localmix import functional, kernels
 from localmix.kernels import native
 from localmix.testing import check_operator, output_and_gradients
 
@@ -41,6 +41,16 @@ def problem(operator, size=(9, 11), heads=3):
         return {"x": x, "weight": torch.randn(2, *size, 4, 15)}, {"kernel_size": (5, 3)}, torch.randn_like(x)
     tensors = {"x": x, "hidden": torch.randn(2, *size, 6), "projection": torch.randn(4 * 15, 6)}
     return tensors, {"kernel_size": (5, 3), "num_groups": 4}, torch.randn_like(x)
+
+
+def whole_vectors():
+    """Problems whose groups, and the channels of each, fill vectors of every instruction set."""
+    x = torch.randn(2, 6, 5, 128)
+    tensors = {"x": x, "weight": torch.randn(2, 6, 5, 15, 32).transpose(3, 4)}
+    yield "inhomogeneous_convolution", tensors, {"kernel_size": (5, 3)}, torch.randn_like(x)
+    tensors = {"x": x, "hidden": torch.randn(2, 6, 5, 40), "projection": torch.randn(32 * 15, 40)}
+    options = {"kernel_size": (5, 3), "num_groups": 32}
+    yield "projected_inhomogeneous_convolution", tensors, options, torch.randn_like(x)
 
 
 OPERATORS = [operator for operator in kernels.OPERATORS if hasattr(native, operator)]
@@ -127,6 +137,40 @@ def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel, size):
         check_operator(operator, tensors, {}, torch.randn(2, *size, 37), impl="native", summands=summands)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [3, 32])
+def test_threads_that_pack_the_projection_themselves(groups, dtype, num_threads):
+    """With 20 features the one thread of 30 positions does not, more threads of fewer positions do."""
+    tensors = {"x": (2, 3, 5, 2 * groups), "hidden": (2, 3, 5, 20), "projection": (groups * 12, 20)}
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in tensors.items()}
+    tensors["projection_bias"] = torch.randn(groups * 12).to(dtype)
+    options, results = {"kernel_size": (4, 3), "num_groups": groups}, []
+    for threads in (1, 2, 3, 4):
+        num_threads(threads)
+        operator = "projected_inhomogeneous_convolution"
+        check_operator(operator, tensors, options, torch.randn_like(tensors["x"]), impl="native")
+        results.append(getattr(kernels, operator)(**tensors, **options, impl="native"))
+    assert all(torch.equal(results[0], y) for y in results)
+
+
+@pytest.mark.parametrize("is_groups_inside", [False, True])
+def test_weights_of_taps_outside_of_the_map_do_not_matter(is_groups_inside):
+    """Every tap of every position that reads nothing has a weight of NaN."""
+    for size, kernel, dilation in (((6, 5), (7, 4), (1, 1)), ((4, 9), (2, 5), (3, 2)), ((1, 1), (3, 6), (5, 1))):
+        outside = functional.sliding(*size, kernel, dilation=dilation)[None, :, :, None] < 0
+        x, weight = torch.randn(2, *size, 32), torch.randn(2, *size, 16, kernel[0] * kernel[1])
+        options, gradient = {"kernel_size": kernel, "dilation": dilation, "impl": "native"}, torch.randn_like(x)
+        results = []
+        for mark in (0.0, torch.nan):
+            marked = weight.masked_fill(outside, mark)
+            if is_groups_inside:
+                marked = marked.transpose(3, 4).contiguous().transpose(3, 4)
+            tensors = {"x": x, "weight": marked}
+            results.append(output_and_gradients(kernels.inhomogeneous_convolution, tensors, options, gradient))
+        assert outside.any()
+        assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 @pytest.mark.parametrize("impl", ["native", "aten"])
 def test_one_image_on_many_threads(impl, num_threads):
     """Fewer blocks of channels than threads: lines of the map are shared out."""
@@ -186,11 +230,13 @@ import json, sys
 import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
-from test_native import OPERATORS, problem
+from test_native import OPERATORS, problem, whole_vectors
 from localmix.kernels import native
 from localmix.testing import check_operator
 for operator in OPERATORS:
     check_operator(operator, *problem(operator), impl="native")
+for operator, *case in whole_vectors():
+    check_operator(operator, *case, impl="native")
 print(json.dumps(native.description()))
 """
 

@@ -230,8 +230,9 @@ def test_weights_made_in_many_strips(monkeypatch, impl, kernel, dilation, dtype)
 @pytest.mark.parametrize(
     ("operator", "geometry"),
     [
-        # weights of 36 positions at a time, in the middle of a line; the last ones fill no block of the product
+        # weights of a few lines at a time, then of parts of a line; the last ones fill no block of the product
         ("projected_inhomogeneous_convolution", ((9, 7), 64, 32, (7, 7), (1, 1))),
+        ("projected_inhomogeneous_convolution", ((2, 90), 64, 32, (5, 7), (1, 2))),
         ("inhomogeneous_convolution", ((2, 19), 33, 33, (11, 13), (1, 1))),
     ],
 )

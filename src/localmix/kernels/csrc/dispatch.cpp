@@ -87,16 +87,20 @@ using Number = int (*)();
 Parallel parallel = nullptr;
 Number thread_number = nullptr, number_of_threads = nullptr;
 
-// Floats that begin with a line of the cache, zero; null if there is no memory.
+// Floats that begin with a line of the cache; null if there is no memory.
 struct FreeFloats {
   void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
 };
 using Scratch = std::unique_ptr<float[], FreeFloats>;
 
+Scratch unset_scratch(int64_t floats) {
+  return Scratch(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow)));
+}
+
 Scratch scratch(int64_t floats) {
-  auto* p = static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow));
-  if (p) std::memset(p, 0, floats * sizeof(float));
-  return Scratch(p);
+  Scratch zeros = unset_scratch(floats);
+  if (zeros) std::memset(zeros.get(), 0, floats * sizeof(float));
+  return zeros;
 }
 
 // Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
@@ -194,10 +198,15 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
   const int64_t taps = problem->kernel_height * problem->kernel_width;
   const LocalWeightKernels& set = chosen->local_weight;
   const int64_t lanes = (problem->groups + set.lanes - 1) / set.lanes * set.lanes;
-  const Scratch packed = scratch(taps * (problem->rank + 1) * lanes);
-  if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
-  const HiddenWeights weights{hidden, packed.get()};
-  return spread(set.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+  const int64_t lines = problem->batch * problem->height, share = (lines + threads - 1) / threads * problem->width;
+  Scratch packed;
+  // A thread that takes its positions all together uses a tap once: it has it in its own cache if it packs it itself.
+  if (share > problem->rank) {
+    packed = unset_scratch(taps * (problem->rank + 1) * lanes);
+    if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
+  }
+  const HiddenWeights weights{hidden, projection, bias, packed.get()};
+  return spread(set.projected_forward, problem, x, &weights, y, 0, lines, threads);
 }
 
 // Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.

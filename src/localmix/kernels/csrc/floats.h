@@ -23,4 +23,19 @@ struct OfLines {
 
 using Floats = std::vector<float, OfLines<float>>;
 
+// The same, not set to zero: to do so takes as long as the sums of a small map.
+template <typename T>
+struct OfUnsetLines : OfLines<T> {
+  template <typename U>
+  struct rebind {
+    using other = OfUnsetLines<U>;
+  };
+  OfUnsetLines() = default;
+  template <typename U>
+  OfUnsetLines(const OfUnsetLines<U>&) {}
+  void construct(T*) {}
+};
+
+using UnsetFloats = std::vector<float, OfUnsetLines<float>>;
+
 }  // namespace

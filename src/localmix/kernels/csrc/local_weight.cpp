@@ -53,14 +53,17 @@ void forward(const LocalWeightProblem& p, const void* x_, const void* weight_, v
   const T *x = static_cast<const T*>(x_), *weight = static_cast<const T*>(weight_);
   T* y = static_cast<T*>(y_);
   const int64_t run = run_length(s);
-  SlidingRows<T> rows(s, x);
-  Floats scratch = scratch_of_weights(s), sums(run * s.position);
+  SlidingRows<T> rows(s, x, false);
+  const std::vector<Taps> columns = columns_inside(s);
+  Floats scratch = scratch_of_weights(s);
+  UnsetFloats sums(run * s.position);
   for (int64_t line = begin; line < end; ++line) {
     rows.move_to(line);
+    const Taps lines = taps_inside(line % p.height, p.height, s.top, p.kernel_height, p.dilation_height);
     for (int64_t i = 0; i < p.width; i += run) {
       const int64_t position = line * p.width + i, count = std::min(run, p.width - i);
       const float* w = weights_at(s, weight, position, count, scratch.data());
-      sum_taps(s, w, rows.inputs.data(), i * s.position, sums.data(), count);
+      sum_taps(s, w, rows.inputs.data(), i * s.position, lines, &columns[i], sums.data(), count);
       gather(s, sums.data(), count, y + position * p.groups * p.dim);
     }
   }

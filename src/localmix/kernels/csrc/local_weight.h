@@ -15,9 +15,10 @@ struct LocalWeightProblem {
   int64_t dtype;  // NumberType
 };
 
-// The features of all positions, and the projection as `pack` has arranged it for the instruction set.
+// The features of all positions, the projection, its bias or null, and the projection as `pack` arranges it for the
+// instruction set: null where each thread is to arrange it for itself, tap by tap.
 struct HiddenWeights {
-  const void* hidden;
+  const void *hidden, *projection, *bias;
   const float* packed;
 };
 

@@ -69,9 +69,19 @@ inline void for_numbers(int64_t groups, Dim dim, F f) {
     for (int64_t l = 0; l < groups - g; ++l) f(g * dim + d * kLanes + l, (g + l) * dim + d);
 }
 
+// Whether positions become scratch by whole blocks of four groups and four channels.
+inline bool is_turned(const Shape& s) { return s.lanes == s.problem.groups && s.problem.dim % 4 == 0; }
+
 // Positions of a map to scratch, and back.
 template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
+  if (std::is_same_v<T, float> && is_turned(s)) {
+    const auto* from = reinterpret_cast<const float*>(source);
+    const int64_t groups = positions * s.problem.groups, dim = s.problem.dim;
+    for (int64_t g = 0; g < groups; g += kLanes, from += kLanes * dim, target += kLanes * dim)
+      for (int64_t l = 0; l < kLanes; l += 4) transpose_four(from + l * dim, dim, dim, target + l, kLanes);
+    return;
+  }
   with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
     for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += position)
       for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
@@ -82,6 +92,13 @@ void spread(const Shape& s, const T* source, int64_t positions, float* target) {
 
 template <typename T>
 void gather(const Shape& s, const float* source, int64_t positions, T* target) {
+  if (std::is_same_v<T, float> && is_turned(s)) {
+    auto* to = reinterpret_cast<float*>(target);
+    const int64_t groups = positions * s.problem.groups, dim = s.problem.dim;
+    for (int64_t g = 0; g < groups; g += kLanes, source += kLanes * dim, to += kLanes * dim)
+      for (int64_t d = 0; d < dim; d += 4) transpose_four(source + d * kLanes, kLanes, kLanes, to + d, dim);
+    return;
+  }
   with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
     for (int64_t i = 0; i < positions; ++i, target += groups * dim, source += position)
       for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
@@ -90,18 +107,44 @@ void gather(const Shape& s, const float* source, int64_t positions, T* target) {
   });
 }
 
+// Taps [begin, end) of an axis.
+struct Taps {
+  int64_t begin, end;
+};
+
+// Those that find an input from position i of `size`, the first one `before` positions back; the rest is outside.
+inline Taps taps_inside(int64_t i, int64_t size, int64_t before, int64_t taps, int64_t dilation) {
+  const int64_t missing = std::max<int64_t>(before - i, 0);
+  return {(missing + dilation - 1) / dilation, std::min(taps, (size - 1 - i + before) / dilation + 1)};
+}
+
+// Those of the columns of the kernel, for each position of a line.
+inline std::vector<Taps> columns_inside(const Shape& s) {
+  const auto& p = s.problem;
+  std::vector<Taps> columns(p.width);
+  for (int64_t i = 0; i < p.width; ++i)
+    columns[i] = taps_inside(i, p.width, s.left, p.kernel_width, p.dilation_width);
+  return columns;
+}
+
 // A ring of scratch rows, `columns` positions each, that slides down the map; row r lies in slot r modulo `rows`.
 class Ring {
  public:
-  explicit Ring(const Shape& shape)
-      : shape_(shape), stride_(shape.columns * shape.position), data_(shape.rows * stride_, 0.0f) {}
+  // Without a border, what is outside of the map is neither set nor cleared.
+  explicit Ring(const Shape& shape, bool with_border = true)
+      : shape_(shape),
+        with_border_(with_border),
+        stride_(shape.columns * shape.position),
+        data_(shape.rows * stride_) {
+    if (with_border) std::fill(data_.begin(), data_.end(), 0.0f);
+  }
 
   void clear(int64_t r) { std::fill_n(row(r), stride_, 0.0f); }
 
   template <typename T>
   void read(int64_t r, const T* image) {
     const auto& p = shape_.problem;
-    if (r < 0 || r >= p.height) return clear(r);
+    if (r < 0 || r >= p.height) return with_border_ ? clear(r) : void();
     spread(shape_, image + r * p.width * p.groups * p.dim, p.width, row(r) + shape_.left * shape_.position);
   }
 
@@ -127,16 +170,17 @@ class Ring {
   float* row(int64_t r) { return data_.data() + ((r % shape_.rows + shape_.rows) % shape_.rows) * stride_; }
 
   const Shape& shape_;
+  bool with_border_;
   int64_t stride_;
-  Floats data_;
+  UnsetFloats data_;
 };
 
 // The rows that an output row reaches, while output rows are taken one after the other.
 template <typename T>
 class SlidingRows {
  public:
-  SlidingRows(const Shape& shape, const T* x)
-      : inputs(shape.taps), shape_(shape), x_(x), ring_(shape), line_(-2), loaded_(0) {}
+  SlidingRows(const Shape& shape, const T* x, bool with_border = true)
+      : inputs(shape.taps), shape_(shape), x_(x), ring_(shape, with_border), line_(-2), loaded_(0) {}
 
   // Makes `inputs` those of a line of the batch * height lines.
   void move_to(int64_t line) {
@@ -185,20 +229,28 @@ inline void for_blocks(const Shape& s, F f) {
 // A block goes through all positions of a run before the next one comes: its inputs, 7 x 7 of them, then stay in the
 // first-level cache, and each position brings one column of new ones.
 
-// y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs:
-// weight [count][K][lanes], y as in scratch.
-inline void sum_taps(
-    const Shape& s, const float* weight, const float* const* inputs, int64_t at, float* y, int64_t count) {
+constexpr int64_t kAhead = 512;  // floats
+
+// y = sum over taps of weight * x for `count` positions of a line, the first one at float `at` of the inputs: weight
+// [count][K][lanes], y as in scratch. Of the kernel the taps inside of the map are read, `rows` by `columns` of the
+// position: no others, neither their weights.
+inline void sum_taps(const Shape& s, const float* weight, const float* const* inputs, int64_t at, Taps rows,
+                     const Taps* columns, float* y, int64_t count) {
+  const int64_t across = s.problem.kernel_width, step = s.problem.dilation_width * s.position;
   for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     for (int64_t i = 0; i < count; ++i) {
-      const float* weights = weight + i * s.taps * s.lanes + v;
+      const Taps inside = columns[i];
       Vector sums[vectors][dims] = {};
-      for (int64_t k = 0; k < s.taps; ++k) {
-        const float* x = inputs[k] + at + i * s.position + block;
-        for (int j = 0; j < vectors; ++j) {
-          const Vector w = load(weights + k * s.lanes + j * kLanes);
-          for (int d = 0; d < dims; ++d) sums[j][d] += w * load(x + d * kLanes + j * next);
-        }
+      for (int64_t a = rows.begin; a < rows.end; ++a) {
+        const float* x = inputs[a * across] + at + i * s.position + inside.begin * step + block;
+        const float* w = weight + (i * s.taps + a * across + inside.begin) * s.lanes + v;
+        for (int64_t c = inside.begin; c < inside.end; ++c, x += step, w += s.lanes)
+          for (int j = 0; j < vectors; ++j) {
+            const Vector factor = load(w + j * kLanes);
+            // weights for few channels are used faster than memory brings them unasked
+            if (dims < 12) __builtin_prefetch(w + j * kLanes + kAhead);
+            for (int d = 0; d < dims; ++d) sums[j][d] += factor * load(x + d * kLanes + j * next);
+          }
       }
       for (int j = 0; j < vectors; ++j)
         for (int d = 0; d < dims; ++d) store(y + i * s.position + block + d * kLanes + j * next, sums[j][d]);

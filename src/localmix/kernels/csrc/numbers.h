@@ -21,9 +21,8 @@ inline int64_t whole_vectors(int64_t numbers) { return round_up(numbers, kLanes)
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
-// out [column][row] = in [row][column], by blocks of four.
-inline void transpose(
-    const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride) {
+// out [column][row] = in [row][column] for four rows, by blocks of four columns.
+inline void transpose_four(const float* in, int64_t in_stride, int64_t columns, float* out, int64_t out_stride) {
   typedef float Four __attribute__((vector_size(16), aligned(4)));
 #ifdef __clang__
 #define LOCALMIX_PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -31,24 +30,28 @@ inline void transpose(
   typedef int32_t Index __attribute__((vector_size(16)));
 #define LOCALMIX_PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, Index{i, j, k, l})
 #endif
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    int64_t c = 0;
-    for (; c + 4 <= columns; c += 4) {
-      Four line[4];
-      for (int i = 0; i < 4; ++i) line[i] = *reinterpret_cast<const Four*>(in + (r + i) * in_stride + c);
-      const Four a = LOCALMIX_PICK(line[0], line[1], 0, 4, 1, 5), b = LOCALMIX_PICK(line[2], line[3], 0, 4, 1, 5);
-      const Four d = LOCALMIX_PICK(line[0], line[1], 2, 6, 3, 7), e = LOCALMIX_PICK(line[2], line[3], 2, 6, 3, 7);
-      const Four turned[4] = {LOCALMIX_PICK(a, b, 0, 1, 4, 5), LOCALMIX_PICK(a, b, 2, 3, 6, 7),
-                              LOCALMIX_PICK(d, e, 0, 1, 4, 5), LOCALMIX_PICK(d, e, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) *reinterpret_cast<Four*>(out + (c + i) * out_stride + r) = turned[i];
-    }
-    for (; c < columns; ++c)
-      for (int64_t i = r; i < r + 4; ++i) out[c * out_stride + i] = in[i * in_stride + c];
+  int64_t c = 0;
+  for (; c + 4 <= columns; c += 4) {
+    Four line[4];
+    for (int i = 0; i < 4; ++i) line[i] = *reinterpret_cast<const Four*>(in + i * in_stride + c);
+    const Four a = LOCALMIX_PICK(line[0], line[1], 0, 4, 1, 5), b = LOCALMIX_PICK(line[2], line[3], 0, 4, 1, 5);
+    const Four d = LOCALMIX_PICK(line[0], line[1], 2, 6, 3, 7), e = LOCALMIX_PICK(line[2], line[3], 2, 6, 3, 7);
+    const Four turned[4] = {LOCALMIX_PICK(a, b, 0, 1, 4, 5), LOCALMIX_PICK(a, b, 2, 3, 6, 7),
+                            LOCALMIX_PICK(d, e, 0, 1, 4, 5), LOCALMIX_PICK(d, e, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; ++i) *reinterpret_cast<Four*>(out + (c + i) * out_stride) = turned[i];
   }
+  for (; c < columns; ++c)
+    for (int64_t i = 0; i < 4; ++i) out[c * out_stride + i] = in[i * in_stride + c];
+#undef LOCALMIX_PICK
+}
+
+// out [column][row] = in [row][column], by blocks of four.
+inline void transpose(
+    const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) transpose_four(in + r * in_stride, in_stride, columns, out + r, out_stride);
   for (; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
-#undef LOCALMIX_PICK
 }
 
 inline float to_float(float v) { return v; }

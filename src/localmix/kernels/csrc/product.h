@@ -5,6 +5,7 @@
 
 #include "numbers.h"
 
+#include <algorithm>
 #include <type_traits>
 
 namespace {
@@ -39,6 +40,31 @@ inline void for_products(int64_t m, int64_t n, F f) {
     blocks(std::integral_constant<int, kRows>());
     blocks(std::integral_constant<int, 4>());
     blocks(std::integral_constant<int, 1>());
+  };
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) rows(std::integral_constant<int, 2>(), j);
+  for (; j < n; j += kLanes) rows(std::integral_constant<int, 1>(), j);
+}
+
+// The same, but the last blocks go back over rows that were done rather than take few rows, whose sums wait for one
+// another: f must not mind to do a row twice.
+template <typename F>
+inline void for_whole_products(int64_t m, int64_t n, F f) {
+  auto rows = [&](auto vectors, int64_t first) {
+    for (int64_t i = 0; i < m;) {
+      const int64_t rest = m - i;
+      auto block = [&](auto size, int64_t beyond) {
+        if (m < size || rest <= beyond) return false;
+        f(size, vectors, std::min(i, m - size), first);
+        i += size;
+        return true;
+      };
+      constexpr int third = kRows / 3;
+      if (block(std::integral_constant<int, 3 * third>(), 2 * third)) continue;
+      if (block(std::integral_constant<int, 2 * third>(), third)) continue;
+      if (block(std::integral_constant<int, third>(), 0)) continue;
+      block(std::integral_constant<int, 1>(), 0);
+    }
   };
   int64_t j = 0;
   for (; j + 2 * kLanes <= n; j += 2 * kLanes) rows(std::integral_constant<int, 2>(), j);

@@ -15,65 +15,160 @@ namespace {
 
 constexpr int64_t kScratchFloats = 1 << 16;
 
-// projection [G, K, R] and bias [G, K] to [K][R + 1][lanes], taps [begin, end).
+// A tap of projection [G, K, R] and bias [G, K] to [R + 1][lanes]; `rows` is scratch for [G][R].
 template <typename T>
-void pack(const LocalWeightProblem& p, const void* projection_, const void* bias_, void* packed_, int64_t begin,
-          int64_t end) {
-  const Shape s(p);
-  const T *projection = static_cast<const T*>(projection_), *bias = static_cast<const T*>(bias_);
-  Floats rows(p.groups * p.rank);
-  for (int64_t k = begin; k < end; ++k) {
-    float* target = static_cast<float*>(packed_) + k * (p.rank + 1) * s.lanes;
-    std::fill_n(target, (p.rank + 1) * s.lanes, 0.0f);
-    for (int64_t g = 0; g < p.groups; ++g) {
-      const T* source = projection + (g * s.taps + k) * p.rank;
-      for (int64_t r = 0; r < p.rank; ++r) rows[g * p.rank + r] = to_float(source[r]);
-      if (bias) target[p.rank * s.lanes + g] = to_float(bias[g * s.taps + k]);
-    }
-    transpose(rows.data(), p.rank, p.groups, p.rank, target, s.lanes);
+void pack_tap(const Shape& s, const T* projection, const T* bias, int64_t k, float* rows, float* target) {
+  const auto& p = s.problem;
+  const T* source = projection + k * p.rank;
+  const int64_t stride = s.taps * p.rank;
+  if (s.lanes > p.groups) std::fill_n(target, p.rank * s.lanes, 0.0f);
+  if constexpr (std::is_same_v<T, float>) {
+    transpose(source, stride, p.groups, p.rank, target, s.lanes);
+  } else {
+    for (int64_t g = 0; g < p.groups; ++g)
+      for (int64_t r = 0; r < p.rank; ++r) rows[g * p.rank + r] = to_float(source[g * stride + r]);
+    transpose(rows, p.rank, p.groups, p.rank, target, s.lanes);
   }
+  target += p.rank * s.lanes;
+  std::fill_n(target, s.lanes, 0.0f);
+  for (int64_t g = 0; bias && g < p.groups; ++g) target[g] = to_float(bias[g * s.taps + k]);
 }
 
-// weights [positions][K][lanes] = features [positions][R] @ projection + bias, tap by tap.
-inline void make_weights(
-    const Shape& s, const float* features, const float* packed, int64_t positions, float* weights) {
-  const int64_t rank = s.problem.rank, stride = s.taps * s.lanes;
-  for (int64_t k = 0; k < s.taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
-    for_products(positions, s.lanes, [&](auto rows, auto vectors, int64_t i, int64_t j) {
+// Scratch of `pack_tap`.
+template <typename T>
+UnsetFloats rows_of_tap(const Shape& s) {
+  return UnsetFloats(std::is_same_v<T, float> ? 0 : s.problem.groups * s.problem.rank);
+}
+
+// projection [G, K, R] and bias [G, K] to [K][R + 1][lanes], taps [begin, end).
+template <typename T>
+void pack(const LocalWeightProblem& p, const void* projection, const void* bias, void* packed, int64_t begin,
+          int64_t end) {
+  const Shape s(p);
+  UnsetFloats rows = rows_of_tap<T>(s);
+  for (int64_t k = begin; k < end; ++k)
+    pack_tap(s, static_cast<const T*>(projection), static_cast<const T*>(bias), k, rows.data(),
+             static_cast<float*>(packed) + k * (p.rank + 1) * s.lanes);
+}
+
+// The largest of the parts, as equal as can be and of at most `most`, that `size` falls into; one at least.
+inline int64_t equal_part(int64_t size, int64_t most) {
+  const int64_t parts = most > 0 ? (size + most - 1) / most : size;
+  return (size + parts - 1) / parts;
+}
+
+// Positions that are taken together: some lines, or a part of one.
+struct Patch {
+  int64_t first, last;   // of the lines of all images
+  int64_t left, right;
+};
+
+// Makes the weights of a patch.
+template <typename T>
+class Weights {
+ public:
+  Weights(const Shape& shape, const HiddenWeights& given, int64_t positions)
+      : shape_(shape),
+        given_(given),
+        features_(positions * shape.problem.rank),
+        rows_(given.packed ? UnsetFloats() : rows_of_tap<T>(shape)),
+        tap_(given.packed ? 0 : (shape.problem.rank + 1) * shape.lanes),
+        weights_(positions * shape.taps * shape.lanes),
+        targets_(positions) {}
+
+  // [positions of the patch][K][lanes] = features [positions][R] @ projection + bias, where the tap is inside of the map.
+  const float* make(const Patch& patch) {
+    const auto& p = shape_.problem;
+    Patch inside{0, 0, 0, 0};  // of the patch, the columns for which a column of the kernel is
+    for (int64_t c = 0; c < p.kernel_width; ++c) {
+      const int64_t back = shape_.left - c * p.dilation_width;
+      const int64_t left = std::max(patch.left, back), right = std::min(patch.right, p.width + back);
+      if (left >= right) continue;
+      if (left != inside.left || right != inside.right) read(patch, inside = {patch.first, patch.last, left, right});
+      for (int64_t a = 0; a < p.kernel_height; ++a) make_tap(inside, a, a * p.kernel_width + c);
+    }
+    return weights_.data();
+  }
+
+ private:
+  // The features of the positions inside, one after the other, and where their weights begin.
+  void read(const Patch& patch, const Patch& inside) {
+    const auto& p = shape_.problem;
+    const int64_t each = shape_.taps * shape_.lanes, count = inside.right - inside.left;
+    float* target = features_.data();
+    for (int64_t line = inside.first, n = 0; line < inside.last; ++line) {
+      const T* source = static_cast<const T*>(given_.hidden) + (line * p.width + inside.left) * p.rank;
+      for (int64_t i = 0; i < count * p.rank; ++i) *target++ = to_float(source[i]);
+      int64_t position = (line - patch.first) * (patch.right - patch.left) + inside.left - patch.left;
+      for (int64_t i = 0; i < count; ++i) targets_[n++] = weights_.data() + position++ * each;
+    }
+  }
+
+  // The weights of a tap in row a of the kernel, for the lines that it does not lead out of the map.
+  void make_tap(const Patch& inside, int64_t a, int64_t k) {
+    const auto& p = shape_.problem;
+    const int64_t back = shape_.top - a * p.dilation_height, size = (p.rank + 1) * shape_.lanes;
+    const float* packed = given_.packed ? given_.packed + k * size : nullptr;
+    for (int64_t line = inside.first; line < inside.last;) {
+      const int64_t image = line / p.height * p.height, stop = std::min(inside.last, image + p.height);
+      const int64_t from = std::max(line, image + back), to = std::min(stop, image + p.height + back);
+      line = stop;
+      if (from >= to) continue;
+      if (!packed) {
+        pack_tap(shape_, static_cast<const T*>(given_.projection), static_cast<const T*>(given_.bias), k,
+                 rows_.data(), tap_.data());
+        packed = tap_.data();
+      }
+      const int64_t count = inside.right - inside.left;
+      multiply_tap((from - inside.first) * count, (to - from) * count, packed, k * shape_.lanes);
+    }
+  }
+
+  void multiply_tap(int64_t first, int64_t positions, const float* packed, int64_t at) {
+    const int64_t rank = shape_.problem.rank, lanes = shape_.lanes;
+    const float* features = features_.data() + first * rank;
+    float* const* targets = targets_.data() + first;
+    for_whole_products(positions, lanes, [=](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
       for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) sums[r][v] = load(packed + rank * s.lanes + j + v * kLanes);
-      multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, s.lanes, sums);
+        for (int v = 0; v < vectors; ++v) sums[r][v] = load(packed + rank * lanes + j + v * kLanes);
+      multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, lanes, sums);
       for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) store(weights + (i + r) * stride + j + v * kLanes, sums[r][v]);
+        for (int v = 0; v < vectors; ++v) store(targets[i + r] + at + j + v * kLanes, sums[r][v]);
     });
-}
+  }
+
+  const Shape& shape_;
+  const HiddenWeights& given_;
+  UnsetFloats features_, rows_, tap_, weights_;
+  std::vector<float*> targets_;
+};
 
 template <typename T>
 void projected_forward(
     const LocalWeightProblem& p, const void* x_, const void* weights_, void* y_, int64_t begin, int64_t end) {
   const Shape s(p);
-  const auto* given = static_cast<const HiddenWeights*>(weights_);
-  const T *x = static_cast<const T*>(x_), *hidden = static_cast<const T*>(given->hidden);
   T* y = static_cast<T*>(y_);
-  const int64_t last = end * p.width, each = s.taps * s.lanes;
-  const int64_t fitting = std::max<int64_t>(kScratchFloats / each / kRows, 1) * kRows;
-  const int64_t chunk = std::min(fitting, round_up((end - begin) * p.width, kRows));
-  SlidingRows<T> rows(s, x);
-  Floats features(chunk * p.rank, 0.0f), weights(chunk * each), sums(chunk * s.position);
-  for (int64_t first = begin * p.width; first < last; first += chunk) {
-    const int64_t beyond = std::min(first + chunk, last);
-    for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
-    make_weights(s, features.data(), given->packed, beyond - first, weights.data());
-    for (int64_t position = first; position < beyond;) {
-      // as many of them as lie on one line
-      const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
-      if (i == 0 || position == begin * p.width) rows.move_to(position / p.width);
-      sum_taps(s, &weights[(position - first) * each], rows.inputs.data(), i * s.position, sums.data(), count);
-      gather(s, sums.data(), count, y + position * p.groups * p.dim);
-      position += count;
+  // As many positions as leave their weights in the second-level cache; or as there are features, since then reading
+  // the projection, once for all of them, costs no more than those.
+  const int64_t fitting = std::max({kScratchFloats / (s.taps * s.lanes), p.rank, int64_t(kRows)});
+  const int64_t lines = equal_part(end - begin, fitting / p.width), part = equal_part(p.width, fitting);
+  Weights<T> weights(s, *static_cast<const HiddenWeights*>(weights_), lines * part);
+  SlidingRows<T> rows(s, static_cast<const T*>(x_), false);
+  const std::vector<Taps> columns = columns_inside(s);
+  UnsetFloats sums(part * s.position);
+  for (int64_t first = begin; first < end; first += lines)
+    for (int64_t left = 0; left < p.width; left += part) {
+      const Patch patch{first, std::min(first + lines, end), left, std::min(left + part, p.width)};
+      const float* weight = weights.make(patch);
+      const int64_t count = patch.right - left;
+      for (int64_t line = first; line < patch.last; ++line, weight += count * s.taps * s.lanes) {
+        if (left == 0) rows.move_to(line);
+        const Taps inside = taps_inside(line % p.height, p.height, s.top, p.kernel_height, p.dilation_height);
+        sum_taps(s, weight, rows.inputs.data(), left * s.position, inside, &columns[left], sums.data(), count);
+        gather(s, sums.data(), count, y + (line * p.width + left) * p.groups * p.dim);
+      }
     }
-  }
 }
 
 }  // namespace

@@ -266,8 +266,8 @@ def _run(
     first, last = (0, batch * height) if lines is None else lines
     # a kernel counts the weights from the first line of the map
     before = weight_line * width * num_groups * kernel_size[0] * kernel_size[1] * x.element_size()
-    offsets = (0, 0, before) if kernel == _BACKWARD_WEIGHT else (0, before, 0)
-    pointers = [ctypes.c_void_p(t.data_ptr() - offset) for t, offset in zip((a, b, out), offsets, strict=True)]
+    pointers = [a.data_ptr(), b.data_ptr(), out.data_ptr()]
+    pointers[2 if kernel == _BACKWARD_WEIGHT else 1] -= before
     if library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, num_threads()):
         raise MemoryError(NO_MEMORY)
 

@@ -18,6 +18,9 @@
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
   LOCALMIX_DECLARE(localmix_pack_##isa)            \
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
+  LOCALMIX_DECLARE(localmix_turn_##isa)                    \
+  LOCALMIX_DECLARE(localmix_projected_backward_##isa)      \
+  LOCALMIX_DECLARE(localmix_unpack_##isa)                  \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
   extern "C" const SharedWeightKernels localmix_shared_##isa; \
@@ -43,7 +46,8 @@ struct Kernels {
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
     {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
-     localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
+     localmix_pack_##isa, localmix_projected_forward_##isa, localmix_turn_##isa,                            \
+     localmix_projected_backward_##isa, localmix_unpack_##isa},                                             \
         &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                       \
         &localmix_window_weight_##isa                                                                       \
   }
@@ -93,11 +97,18 @@ struct FreeFloats {
 };
 using Scratch = std::unique_ptr<float[], FreeFloats>;
 
-Scratch scratch(int64_t floats) {
-  auto* p = static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow));
-  if (p) std::memset(p, 0, floats * sizeof(float));
-  return Scratch(p);
+// The same, not set to zero.
+Scratch unset_scratch(int64_t floats) {
+  return Scratch(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow)));
 }
+
+Scratch scratch(int64_t floats) {
+  Scratch p = unset_scratch(floats);
+  if (p) std::memset(p.get(), 0, floats * sizeof(float));
+  return p;
+}
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
 template <typename F>
@@ -182,6 +193,40 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
   if (!packed || spread(set.pack, problem, projection, bias, packed.get(), 0, taps, threads)) return 1;
   const HiddenWeights weights{hidden, packed.get()};
   return spread(set.projected_forward, problem, x, &weights, y, 0, problem->batch * problem->height, threads);
+}
+
+// The gradients that `gradients` wants, for all lines. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_projected_local_weight_backward(
+    const LocalWeightProblem* problem, ProjectedGradients* gradients, int64_t threads) {
+  const int64_t taps = problem->kernel_height * problem->kernel_width, lines = problem->batch * problem->height;
+  const LocalWeightKernels& set = chosen->local_weight;
+  const int64_t lanes = round_up(problem->groups, set.lanes);
+  const int64_t rank = round_up(problem->rank, set.lanes);
+  const int64_t each = taps * (problem->rank + 1) * lanes;
+  const bool summed = gradients->of_projection || gradients->of_bias;
+  threads = std::max<int64_t>(std::min(threads, lines), 1);
+  // in one piece, which the allocator keeps for the next call; not set to zero, which would be one thread's work
+  const int64_t packed = gradients->of_x ? round_up(each, 16) : 0;
+  const int64_t turned = gradients->of_hidden ? round_up(taps * lanes * rank, 16) : 0;
+  const Scratch all = unset_scratch(packed + turned + (summed ? each * threads : 0));
+  if (!all) return 1;
+  float *turned_at = all.get() + packed, *sums = turned_at + turned;
+  gradients->packed = all.get();
+  gradients->turned = turned_at;
+  gradients->sums = sums;
+  gradients->threads = 0;
+  const int unready = spread(taps, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return (packed && set.pack(problem, gradients->projection, gradients->bias, all.get(), begin, end)) ||
+           (turned && set.turn(problem, gradients->projection, nullptr, turned_at, begin, end));
+  });
+  const int failed = unready || spread(lines, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    if (end == lines) gradients->threads = thread + 1;  // the last one knows how many there are
+    return set.projected_backward(problem, gradients, nullptr, summed ? sums + thread * each : nullptr, begin, end);
+  });
+  // in the order of the threads, so that as many threads give the same sum
+  return failed || (summed && spread(taps, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.unpack(problem, gradients, nullptr, nullptr, begin, end);
+  }));
 }
 
 // Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -22,5 +23,15 @@ struct OfLines {
 };
 
 using Floats = std::vector<float, OfLines<float>>;
+
+// The same, for much that is written before it is read.
+struct FreeLines {
+  void operator()(float* p) const { ::operator delete(p, kLine); }
+};
+using UnsetFloats = std::unique_ptr<float[], FreeLines>;
+
+inline UnsetFloats unset_floats(std::size_t n) {
+  return UnsetFloats(static_cast<float*>(::operator new(n * sizeof(float), kLine)));
+}
 
 }  // namespace

@@ -38,6 +38,7 @@ inline void for_products(int64_t m, int64_t n, F f) {
     };
     blocks(std::integral_constant<int, kRows>());
     blocks(std::integral_constant<int, 4>());
+    blocks(std::integral_constant<int, 2>());
     blocks(std::integral_constant<int, 1>());
   };
   int64_t j = 0;

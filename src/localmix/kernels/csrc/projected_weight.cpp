@@ -15,6 +15,26 @@ namespace {
 
 constexpr int64_t kScratchFloats = 1 << 16;
 
+// The same for the backward pass, whose products are faster on more positions.
+constexpr int64_t kBackwardFloats = 3 << 16;
+
+// Weights whose part of the projection, two vectors of each, stays in the first-level cache.
+constexpr int64_t kPanelDepth = 224;
+
+// Positions that are taken together, of so many: their weights fit, and no chunk is much smaller than the others.
+inline int64_t chunk_length(const Shape& s, int64_t positions, int64_t floats) {
+  const int64_t fitting = std::max<int64_t>(floats / (s.taps * s.lanes) / kRows, 1) * kRows;
+  const int64_t chunks = (positions + fitting - 1) / fitting;
+  return round_up((positions + chunks - 1) / chunks, kRows);
+}
+
+// Calls f(first number, numbers) for panels of hidden features.
+template <typename F>
+inline void for_panels(const Shape& s, F f) {
+  const int64_t all = whole_vectors(s.problem.rank);
+  for (int64_t first = 0; first < all; first += 2 * kLanes) f(first, std::min(2 * kLanes, all - first));
+}
+
 // projection [G, K, R] and bias [G, K] to [K][R + 1][lanes], taps [begin, end).
 template <typename T>
 void pack(const LocalWeightProblem& p, const void* projection_, const void* bias_, void* packed_, int64_t begin,
@@ -76,7 +96,189 @@ void projected_forward(
   }
 }
 
+// projection [G, K, R] to [R / width][K][lanes][width], zero where there is none, taps [begin, end): panels of two
+// vectors, the last one perhaps of one.
+template <typename T>
+void turn(const LocalWeightProblem& p, const void* projection_, const void*, void* turned_, int64_t begin,
+          int64_t end) {
+  const Shape s(p);
+  const T* projection = static_cast<const T*>(projection_);
+  float* turned = static_cast<float*>(turned_);
+  for_panels(s, [&](int64_t first, int64_t width) {
+    float* panel = turned + first * s.taps * s.lanes;
+    std::fill_n(panel + begin * s.lanes * width, (end - begin) * s.lanes * width, 0.0f);
+    for (int64_t g = 0; g < p.groups; ++g)
+      for (int64_t k = begin; k < end; ++k) {
+        const T* source = projection + (g * s.taps + k) * p.rank + first;
+        float* target = panel + (k * s.lanes + g) * width;
+        for (int64_t r = 0; r < std::min(width, p.rank - first); ++r) target[r] = to_float(source[r]);
+      }
+  });
+}
+
+// The gradient of x for the rows of lines [begin, end): a ring of sums that slides down the maps.
+template <typename T>
+class SlidingSums {
+ public:
+  SlidingSums(const Shape& shape, T* of_x, int64_t begin, int64_t end)
+      : inputs(shape.taps), shape_(shape), of_x_(of_x), begin_(begin), end_(end), ring_(shape) {}
+
+  // Makes `inputs` those of a line, the next one or the first of an image, and writes the rows that are done.
+  void move_to(int64_t line) {
+    const int64_t height = shape_.problem.height, b = line / height, h = line % height;
+    if (b != image_) {
+      finish();
+      image_ = b;
+      first_ = next_ = std::max<int64_t>(begin_ - b * height, 0);
+      last_ = std::min(end_ - b * height, height);
+    }
+    write(std::min(h - shape_.top, last_));
+    ring_.point(h, first_, last_, inputs);
+  }
+
+  void finish() { write(last_); }
+
+  std::vector<float*> inputs;  // of each tap, for the first position of the line; null for rows that are not ours
+
+ private:
+  void write(int64_t beyond) {
+    for (; next_ < beyond; ++next_) {
+      ring_.write(next_, of_x_ + image_ * shape_.problem.height * shape_.problem.width * channels());
+      ring_.clear(next_);
+    }
+  }
+  int64_t channels() const { return shape_.problem.groups * shape_.problem.dim; }
+
+  const Shape& shape_;
+  T* of_x_;
+  int64_t begin_, end_;
+  Ring ring_;
+  int64_t image_ = -1, first_ = 0, last_ = 0, next_ = 0;  // our rows of the image, and the first that is not written
+};
+
+// of_hidden [positions][R] = of_weights [positions][K][lanes] @ projection, some taps at a time: their part of the
+// projection waits in the first-level cache for all positions.
+template <typename T>
+void write_of_hidden(const Shape& s, const float* of_weights, const float* turned, int64_t positions, float* sums,
+                     T* of_hidden) {
+  const int64_t each = s.taps * s.lanes, rank = s.problem.rank, stride = whole_vectors(rank);
+  const int64_t some = std::max<int64_t>(1, kPanelDepth / s.lanes);
+  for_panels(s, [&](int64_t first, int64_t width) {
+    for (int64_t k = 0; k < s.taps; k += some)
+      product(Factor{of_weights + k * s.lanes, each, 1}, positions, std::min(some, s.taps - k) * s.lanes,
+              turned + (first * s.taps + k * width) * s.lanes, width, width, sums + first, stride, k > 0);
+  });
+  for (int64_t i = 0; i < positions; ++i)
+    for (int64_t r = 0; r < rank; ++r) of_hidden[i * rank + r] = from_float<T>(sums[i * stride + r]);
+}
+
+// sums [K][R + 1][lanes] of projection and bias by the positions of a chunk, added to those before it.
+inline void add_of_projection(
+    const Shape& s, const float* of_weights, const float* features, int64_t positions, float* sums, bool add) {
+  const int64_t each = s.taps * s.lanes, rank = s.problem.rank;
+  for (int64_t k = 0; k < s.taps; ++k, of_weights += s.lanes, sums += (rank + 1) * s.lanes) {
+    product(Factor{features, 1, rank}, rank, positions, of_weights, each, s.lanes, sums, s.lanes, add);
+    for (int64_t v = 0; v < s.lanes; v += kLanes) {
+      // four sums at a time wait less for one another, and lose fewer digits
+      Vector parts[4] = {};
+      int64_t i = 0;
+      for (; i + 4 <= positions; i += 4)
+        for (int j = 0; j < 4; ++j) parts[j] += load(of_weights + (i + j) * each + v);
+      for (; i < positions; ++i) parts[i % 4] += load(of_weights + i * each + v);
+      const Vector whole = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+      float* of_bias = sums + rank * s.lanes + v;
+      store(of_bias, add ? load(of_bias) + whole : whole);
+    }
+  }
+}
+
+// All gradients for lines [begin, end); those of projection and bias to the sums of the thread.
+template <typename T>
+void projected_backward(
+    const LocalWeightProblem& p, const void* gradients_, const void*, void* sums_, int64_t begin, int64_t end) {
+  const Shape s(p);
+  const auto& given = *static_cast<const ProjectedGradients*>(gradients_);
+  const T *gradient = static_cast<const T*>(given.gradient), *hidden = static_cast<const T*>(given.hidden);
+  T *of_x = static_cast<T*>(given.of_x), *of_hidden = static_cast<T*>(given.of_hidden);
+  float* sums = static_cast<float*>(sums_);
+  const int64_t channels = p.groups * p.dim, each = s.taps * s.lanes;
+  const int64_t chunk = chunk_length(s, (end - begin) * p.width, kBackwardFloats);
+  SlidingRows<T> rows(s, static_cast<const T*>(given.x));
+  SlidingSums<T> rows_of_x(s, of_x, begin, end);
+  Floats g(std::min(chunk, p.width) * s.position, 0.0f);
+  const UnsetFloats scratch = unset_floats(chunk * p.rank), all_weights = unset_floats(chunk * each);
+  const UnsetFloats of_features = unset_floats(chunk * whole_vectors(p.rank));
+  float *features = scratch.get(), *weights = all_weights.get();
+  // positions of lines [first line, last line), which are ours or of the lines around that reach into them
+  auto take = [&](int64_t first_line, int64_t last_line, bool ours) {
+    const int64_t last = last_line * p.width;
+    for (int64_t first = first_line * p.width; first < last; first += chunk) {
+      const int64_t beyond = std::min(first + chunk, last);
+      for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
+      if (of_x) make_weights(s, features, given.packed, beyond - first, weights);
+      for (int64_t position = first; position < beyond;) {
+        // as many of them as lie on one line
+        const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
+        float* of_line = weights + (position - first) * each;
+        spread(s, gradient + position * channels, count, g.data());
+        if (of_x) {
+          if (i == 0) rows_of_x.move_to(position / p.width);
+          scatter_taps(s, of_line, rows_of_x.inputs.data(), i * s.position, g.data(), count);
+        }
+        if (ours && (of_hidden || sums)) {
+          if (i == 0) rows.move_to(position / p.width);
+          // in the place of the weights, which are used
+          dot_taps(s, of_line, rows.inputs.data(), i * s.position, g.data(), count);
+        }
+        position += count;
+      }
+      if (ours && of_hidden)
+        write_of_hidden(s, weights, given.turned, beyond - first, of_features.get(), of_hidden + first * p.rank);
+      if (ours && sums) add_of_projection(s, weights, features, beyond - first, sums, first > begin * p.width);
+    }
+  };
+  const int64_t above = s.rows - 1 - s.top, start = begin - begin % p.height, h = (end - 1) % p.height;
+  if (of_x) take(std::max(start, begin - above), begin, false);
+  take(begin, end, true);
+  if (of_x) {
+    take(end, end + std::min(s.top, p.height - 1 - h), false);
+    rows_of_x.finish();
+  }
+}
+
+// The sums of all threads, in their order, to of_projection [G, K, R] and of_bias [G, K], taps [begin, end).
+template <typename T>
+void unpack(const LocalWeightProblem& p, const void* gradients_, const void*, void*, int64_t begin, int64_t end) {
+  const Shape s(p);
+  const auto& given = *static_cast<const ProjectedGradients*>(gradients_);
+  T *of_projection = static_cast<T*>(given.of_projection), *of_bias = static_cast<T*>(given.of_bias);
+  const int64_t size = (p.rank + 1) * s.lanes;
+  Floats whole(size), rows(p.groups * p.rank);
+  for (int64_t k = begin; k < end; ++k) {
+    const float* own = given.sums + k * size;
+    for (int64_t n = 0; n < size; n += kLanes) {
+      Vector sum = {};
+      for (int64_t t = 0; t < given.threads; ++t) sum += load(own + t * s.taps * size + n);
+      store(&whole[n], sum);
+    }
+    for (int64_t g = 0; of_bias && g < p.groups; ++g)
+      of_bias[g * s.taps + k] = from_float<T>(whole[p.rank * s.lanes + g]);
+    if (!of_projection) continue;
+    if constexpr (std::is_same_v<T, float>) {
+      transpose(whole.data(), s.lanes, p.rank, p.groups, of_projection + k * p.rank, s.taps * p.rank);
+    } else {
+      transpose(whole.data(), s.lanes, p.rank, p.groups, rows.data(), p.rank);
+      for (int64_t g = 0; g < p.groups; ++g)
+        for (int64_t r = 0; r < p.rank; ++r)
+          of_projection[(g * s.taps + k) * p.rank + r] = from_float<T>(rows[g * p.rank + r]);
+    }
+  }
+}
+
 }  // namespace
 
 LOCALMIX_KERNEL(pack)
 LOCALMIX_KERNEL(projected_forward)
+LOCALMIX_KERNEL(turn)
+LOCALMIX_KERNEL(projected_backward)
+LOCALMIX_KERNEL(unpack)

@@ -54,11 +54,11 @@ void pack(const LocalWeightProblem& p, const void* projection_, const void* bias
   }
 }
 
-// weights [positions][K][lanes] = features [positions][R] @ projection + bias, tap by tap.
-inline void make_weights(
-    const Shape& s, const float* features, const float* packed, int64_t positions, float* weights) {
+// weights [positions][K][lanes] = features [positions][R] @ projection + bias, tap by tap, for the first `taps`.
+inline void make_weights(const Shape& s, const float* features, const float* packed, int64_t positions, float* weights,
+                         int64_t taps) {
   const int64_t rank = s.problem.rank, stride = s.taps * s.lanes;
-  for (int64_t k = 0; k < s.taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
+  for (int64_t k = 0; k < taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
     for_products(positions, s.lanes, [&](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
       for (int r = 0; r < rows; ++r)
@@ -84,7 +84,7 @@ void projected_forward(
   for (int64_t first = begin * p.width; first < last; first += chunk) {
     const int64_t beyond = std::min(first + chunk, last);
     for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
-    make_weights(s, features.data(), given->packed, beyond - first, weights.data());
+    make_weights(s, features.data(), given->packed, beyond - first, weights.data(), s.taps);
     for (int64_t position = first; position < beyond;) {
       // as many of them as lie on one line
       const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
@@ -93,6 +93,19 @@ void projected_forward(
       gather(s, sums.data(), count, y + position * p.groups * p.dim);
       position += count;
     }
+  }
+}
+
+// Calls f(position, positions) for those of positions [first, beyond), counted from the first, whose inputs on a row of
+// the kernel lie on the map. The others have no use for their weights: a quarter of all at 7 x 7 taps and positions.
+template <typename F>
+inline void for_reaching(const Shape& s, int64_t kernel_row, int64_t first, int64_t beyond, F f) {
+  const int64_t height = s.problem.height, width = s.problem.width;
+  const int64_t down = kernel_row * s.problem.dilation_height - s.top;
+  const int64_t low = std::max<int64_t>(-down, 0), high = std::min(height - down, height), image = height * width;
+  for (int64_t start = first - first % image; start < beyond; start += image) {
+    const int64_t begin = std::max(first, start + low * width), end = std::min(beyond, start + high * width);
+    if (begin < end) f(begin - first, end - begin);
   }
 }
 
@@ -159,36 +172,52 @@ class SlidingSums {
 // of_hidden [positions][R] = of_weights [positions][K][lanes] @ projection, some taps at a time: their part of the
 // projection waits in the first-level cache for all positions.
 template <typename T>
-void write_of_hidden(const Shape& s, const float* of_weights, const float* turned, int64_t positions, float* sums,
-                     T* of_hidden) {
+void write_of_hidden(const Shape& s, const float* of_weights, const float* turned, int64_t first, int64_t beyond,
+                     float* sums, T* of_hidden) {
   const int64_t each = s.taps * s.lanes, rank = s.problem.rank, stride = whole_vectors(rank);
-  const int64_t some = std::max<int64_t>(1, kPanelDepth / s.lanes);
-  for_panels(s, [&](int64_t first, int64_t width) {
-    for (int64_t k = 0; k < s.taps; k += some)
-      product(Factor{of_weights + k * s.lanes, each, 1}, positions, std::min(some, s.taps - k) * s.lanes,
-              turned + (first * s.taps + k * width) * s.lanes, width, width, sums + first, stride, k > 0);
+  const int64_t some = std::max<int64_t>(1, kPanelDepth / s.lanes), across = s.problem.kernel_width;
+  std::fill_n(sums, (beyond - first) * stride, 0.0f);
+  for_panels(s, [&](int64_t column, int64_t width) {
+    const float* panel = turned + column * each;
+    for (int64_t row = 0; row < s.problem.kernel_height; ++row)
+      for (int64_t c = 0; c < across; c += some)
+        for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
+          const int64_t begin = (row * across + c) * s.lanes, depth = std::min(some, across - c) * s.lanes;
+          product(Factor{of_weights + i * each + begin, each, 1}, positions, depth, panel + begin * width, width, width,
+                  sums + i * stride + column, stride, true);
+        });
   });
-  for (int64_t i = 0; i < positions; ++i)
+  for (int64_t i = 0; i < beyond - first; ++i)
     for (int64_t r = 0; r < rank; ++r) of_hidden[i * rank + r] = from_float<T>(sums[i * stride + r]);
 }
 
+// The sum of `count` rows of vectors, four at a time: they wait less for one another, and lose fewer digits.
+inline Vector sum_rows(const float* rows, int64_t stride, int64_t count) {
+  Vector parts[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int j = 0; j < 4; ++j) parts[j] += load(rows + (i + j) * stride);
+  for (; i < count; ++i) parts[i % 4] += load(rows + i * stride);
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 // sums [K][R + 1][lanes] of projection and bias by the positions of a chunk, added to those before it.
-inline void add_of_projection(
-    const Shape& s, const float* of_weights, const float* features, int64_t positions, float* sums, bool add) {
-  const int64_t each = s.taps * s.lanes, rank = s.problem.rank;
+inline void add_of_projection(const Shape& s, const float* of_weights, const float* features, int64_t first,
+                              int64_t beyond, float* sums, bool add) {
+  const int64_t each = s.taps * s.lanes, rank = s.problem.rank, across = s.problem.kernel_width;
   for (int64_t k = 0; k < s.taps; ++k, of_weights += s.lanes, sums += (rank + 1) * s.lanes) {
-    product(Factor{features, 1, rank}, rank, positions, of_weights, each, s.lanes, sums, s.lanes, add);
-    for (int64_t v = 0; v < s.lanes; v += kLanes) {
-      // four sums at a time wait less for one another, and lose fewer digits
-      Vector parts[4] = {};
-      int64_t i = 0;
-      for (; i + 4 <= positions; i += 4)
-        for (int j = 0; j < 4; ++j) parts[j] += load(of_weights + (i + j) * each + v);
-      for (; i < positions; ++i) parts[i % 4] += load(of_weights + i * each + v);
-      const Vector whole = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-      float* of_bias = sums + rank * s.lanes + v;
-      store(of_bias, add ? load(of_bias) + whole : whole);
-    }
+    bool begun = add;
+    for_reaching(s, k / across, first, beyond, [&](int64_t i, int64_t positions) {
+      const float* rows = of_weights + i * each;
+      product(Factor{features + i * rank, 1, rank}, rank, positions, rows, each, s.lanes, sums, s.lanes, begun);
+      for (int64_t v = 0; v < s.lanes; v += kLanes) {
+        float* of_bias = sums + rank * s.lanes + v;
+        const Vector sum = sum_rows(rows + v, each, positions);
+        store(of_bias, begun ? load(of_bias) + sum : sum);
+      }
+      begun = true;
+    });
+    if (!begun) std::fill_n(sums, (rank + 1) * s.lanes, 0.0f);
   }
 }
 
@@ -215,7 +244,11 @@ void projected_backward(
     for (int64_t first = first_line * p.width; first < last; first += chunk) {
       const int64_t beyond = std::min(first + chunk, last);
       for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
-      if (of_x) make_weights(s, features, given.packed, beyond - first, weights);
+      for (int64_t row = 0, k = 0; of_x && row < p.kernel_height; ++row, k += p.kernel_width)
+        for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
+          make_weights(s, features + i * p.rank, given.packed + k * (p.rank + 1) * s.lanes, positions,
+                       weights + i * each + k * s.lanes, p.kernel_width);
+        });
       for (int64_t position = first; position < beyond;) {
         // as many of them as lie on one line
         const int64_t i = position % p.width, count = std::min(beyond - position, p.width - i);
@@ -233,8 +266,8 @@ void projected_backward(
         position += count;
       }
       if (ours && of_hidden)
-        write_of_hidden(s, weights, given.turned, beyond - first, of_features.get(), of_hidden + first * p.rank);
-      if (ours && sums) add_of_projection(s, weights, features, beyond - first, sums, first > begin * p.width);
+        write_of_hidden(s, weights, given.turned, first, beyond, of_features.get(), of_hidden + first * p.rank);
+      if (ours && sums) add_of_projection(s, weights, features, first, beyond, sums, first > begin * p.width);
     }
   };
   const int64_t above = s.rows - 1 - s.top, start = begin - begin % p.height, h = (end - 1) % p.height;

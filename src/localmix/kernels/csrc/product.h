@@ -6,6 +6,7 @@
 #include "numbers.h"
 
 #include <type_traits>
+#include <utility>
 
 namespace {
 
@@ -17,14 +18,32 @@ struct Factor {
   int64_t row, depth;  // strides
 };
 
+// What is not inlined takes its registers through memory.
+#define LOCALMIX_INLINED __attribute__((always_inline))
+
+// Calls f(row, vector), as constants, for each of some sums: those that a loop counts through would be kept in memory.
+template <typename F, int... Is>
+LOCALMIX_INLINED inline void call_with(F& f, std::integer_sequence<int, Is...>) {
+  (f(std::integral_constant<int, Is>()), ...);
+}
+template <int Rows, int Vectors, typename F>
+LOCALMIX_INLINED inline void for_sums(F f) {
+  auto number = [&](auto i) LOCALMIX_INLINED {
+    f(std::integral_constant<int, i / Vectors>(), std::integral_constant<int, i % Vectors>());
+  };
+  call_with(number, std::make_integer_sequence<int, Rows * Vectors>());
+}
+
 template <int Rows, int Vectors>
-inline void multiply(const Factor& a, int64_t depth, const float* b, int64_t b_stride, Vector (&sums)[Rows][Vectors]) {
+LOCALMIX_INLINED inline void multiply(
+    const Factor& a, int64_t depth, const float* b, int64_t b_stride, Vector (&sums)[Rows][Vectors]) {
   const float* column = a.data;
   for (int64_t k = 0; k < depth; ++k, b += b_stride, column += a.depth) {
     Vector row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load(b + v * kLanes);
-    for (int m = 0; m < Rows; ++m)
-      for (int v = 0; v < Vectors; ++v) sums[m][v] += column[m * a.row] * row[v];
+    for_sums<1, Vectors>([&](auto, auto v) LOCALMIX_INLINED { row[v] = load(b + v * kLanes); });
+    for_sums<Rows, Vectors>([&](auto m, auto v) LOCALMIX_INLINED {
+      sums[m][v] += column[m * a.row] * row[v];
+    });
   }
 }
 
@@ -50,13 +69,13 @@ inline void for_products(int64_t m, int64_t n, F f) {
 inline void product(const Factor& a, int64_t m, int64_t depth, const float* b, int64_t b_stride, int64_t n, float* c,
                     int64_t c_stride, bool add = false) {
   for_products(m, n, [&](auto rows, auto vectors, int64_t i, int64_t j) {
-    Vector sums[rows][vectors] = {};
+    Vector sums[rows][vectors];
+    for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINED { sums[r][v] = Vector{}; });
     multiply(Factor{a.data + i * a.row, a.row, a.depth}, depth, b + j, b_stride, sums);
-    for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        float* target = c + (i + r) * c_stride + j + v * kLanes;
-        store(target, add ? load(target) + sums[r][v] : sums[r][v]);
-      }
+    for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINED {
+      float* target = c + (i + r) * c_stride + j + v * kLanes;
+      store(target, add ? load(target) + sums[r][v] : sums[r][v]);
+    });
   });
 }
 

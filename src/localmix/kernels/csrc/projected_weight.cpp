@@ -61,11 +61,13 @@ inline void make_weights(const Shape& s, const float* features, const float* pac
   for (int64_t k = 0; k < taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
     for_products(positions, s.lanes, [&](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
-      for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) sums[r][v] = load(packed + rank * s.lanes + j + v * kLanes);
+      for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINED {
+        sums[r][v] = load(packed + rank * s.lanes + j + v * kLanes);
+      });
       multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, s.lanes, sums);
-      for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) store(weights + (i + r) * stride + j + v * kLanes, sums[r][v]);
+      for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINED {
+        store(weights + (i + r) * stride + j + v * kLanes, sums[r][v]);
+      });
     });
 }
 

@@ -16,6 +16,7 @@ KERNELS = (
     "shared_weight.cpp",
     "local_weight.cpp",
     "projected_weight.cpp",
+    "projected_gradient.cpp",
     "pairwise_window.cpp",
     "pairwise_neighborhood.cpp",
     "window_weight.cpp",

@@ -1,5 +1,6 @@
 """The CPU kernels in the circumstances of real processes: threads, forks, other processors."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -87,6 +88,33 @@ def test_as_many_threads_give_the_same_bits(operator, num_threads):
     case = problem(operator)
     first, second = run(operator, *case), run(operator, *case)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_only_the_gradients_that_are_needed(threads, num_threads):
+    """Of weights that are made of features: any of them alone or together, to the same bits."""
+    num_threads(threads)
+    sizes = {"kernel_size": (5, 4), "num_groups": 3, "impl": "native"}
+    tensors = [torch.randn(2, 6, 5, 6), torch.randn(2, 6, 5, 7), torch.randn(60, 7), torch.randn(60)]
+    gradient = torch.randn(2, 6, 5, 6)
+
+    def gradients(needed):
+        leaves = [t.clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+        kernels.projected_inhomogeneous_convolution(*leaves, **sizes).backward(gradient)
+        return [t.grad for t in leaves]
+
+    every = gradients((True,) * 4)
+    for needed in list(itertools.product((False, True), repeat=4))[1:]:
+        for actual, expected, n in zip(gradients(needed), every, needed, strict=True):
+            assert torch.equal(actual, expected) if n else actual is None
+
+
+def test_hidden_features_of_more_than_a_panel(num_threads):
+    """Sums over two vectors of them at a time, and lines around those of a thread that reach into them."""
+    num_threads(3)
+    tensors = {"x": torch.randn(1, 13, 6, 4), "hidden": torch.randn(1, 13, 6, 37), "projection": torch.randn(42, 37)}
+    options = {"kernel_size": (7, 3), "num_groups": 2, "dilation": (2, 1)}
+    check_operator("projected_inhomogeneous_convolution", tensors, options, torch.randn(1, 13, 6, 4), impl="native")
 
 
 @every_operator

@@ -217,9 +217,8 @@ def test_takes_any_strides(impl, operator, case, layout):
 @pytest.mark.parametrize(
     "impl", [i for i in implementations_of("projected_inhomogeneous_convolution") if i != "triton"]
 )
-def test_weights_made_in_many_strips(monkeypatch, impl, kernel, dilation, dtype):
+def test_weights_made_in_many_strips(impl, kernel, dilation, dtype):
     """A map so tall that the implementations make its weights for some rows at a time."""
-    monkeypatch.setattr(native.local_weight, "_STRIP_BYTES", 1)
     geometry = ((67, 6), 4, 4, kernel, dilation)
     operator = "projected_inhomogeneous_convolution"
     check(operator, *make(operator, geometry, dtype), impl=impl)
@@ -230,9 +229,11 @@ def test_weights_made_in_many_strips(monkeypatch, impl, kernel, dilation, dtype)
 @pytest.mark.parametrize(
     ("operator", "geometry"),
     [
-        # weights of a few lines at a time, then of parts of a line; the last ones fill no block of the product
+        # weights of a few lines at a time, then of parts of a line; of 108 or 120 positions for the gradients, cut in
+        # the middle of a line; the last ones fill no block of the product
         ("projected_inhomogeneous_convolution", ((9, 7), 64, 32, (7, 7), (1, 1))),
         ("projected_inhomogeneous_convolution", ((2, 90), 64, 32, (5, 7), (1, 2))),
+        ("projected_inhomogeneous_convolution", ((5, 61), 32, 32, (7, 7), (1, 1))),
         ("inhomogeneous_convolution", ((2, 19), 33, 33, (11, 13), (1, 1))),
     ],
 )

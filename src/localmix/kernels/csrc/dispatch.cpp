@@ -18,6 +18,9 @@
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
   LOCALMIX_DECLARE(localmix_pack_##isa)            \
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
+  LOCALMIX_DECLARE(localmix_turn_##isa)                    \
+  LOCALMIX_DECLARE(localmix_projected_backward_##isa)      \
+  LOCALMIX_DECLARE(localmix_unpack_##isa)                  \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
   extern "C" const SharedWeightKernels localmix_shared_##isa; \
@@ -43,7 +46,8 @@ struct Kernels {
 #define LOCALMIX_SET(isa, lanes)                                                                            \
   {                                                                                                         \
     {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
-     localmix_pack_##isa, localmix_projected_forward_##isa},                                                \
+     localmix_pack_##isa, localmix_projected_forward_##isa, localmix_turn_##isa,                            \
+     localmix_projected_backward_##isa, localmix_unpack_##isa},                                             \
         &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                       \
         &localmix_window_weight_##isa                                                                       \
   }
@@ -103,6 +107,9 @@ Scratch scratch(int64_t floats) {
   return zeros;
 }
 
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t round_up(int64_t value, int64_t to) { return divide_up(value, to) * to; }
+
 // Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
 template <typename F>
 struct Job {
@@ -137,9 +144,6 @@ int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const vo
     return kernel(problem, a, b, out, first + begin, first + end);
   });
 }
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t round_up(int64_t value, int64_t to) { return divide_up(value, to) * to; }
 
 // Parts of the blocks of channels: few enough blocks that the rows a part has waiting stay in the second-level cache,
 // and as many parts as `units` of work need, of two blocks at least, which the processor fetches together; or some more,
@@ -207,6 +211,40 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
   }
   const HiddenWeights weights{hidden, projection, bias, packed.get()};
   return spread(set.projected_forward, problem, x, &weights, y, 0, lines, threads);
+}
+
+// The gradients that `gradients` wants, for all lines. 0 if it is done, 1 if memory ran out.
+LOCALMIX_PUBLIC int localmix_projected_local_weight_backward(
+    const LocalWeightProblem* problem, ProjectedGradients* gradients, int64_t threads) {
+  const int64_t taps = problem->kernel_height * problem->kernel_width, lines = problem->batch * problem->height;
+  const LocalWeightKernels& set = chosen->local_weight;
+  const int64_t lanes = round_up(problem->groups, set.lanes);
+  const int64_t rank = round_up(problem->rank, set.lanes);
+  const int64_t each = taps * (problem->rank + 1) * lanes;
+  const bool summed = gradients->of_projection || gradients->of_bias;
+  threads = std::max<int64_t>(std::min(threads, lines), 1);
+  // in one piece, which the allocator keeps for the next call; not set to zero, which would be one thread's work
+  const int64_t packed = gradients->of_x ? round_up(each, 16) : 0;
+  const int64_t turned = gradients->of_hidden ? round_up(taps * lanes * rank, 16) : 0;
+  const Scratch all = unset_scratch(packed + turned + (summed ? each * threads : 0));
+  if (!all) return 1;
+  float *turned_at = all.get() + packed, *sums = turned_at + turned;
+  gradients->packed = all.get();
+  gradients->turned = turned_at;
+  gradients->sums = sums;
+  gradients->threads = 0;
+  const int unready = spread(taps, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return (packed && set.pack(problem, gradients->projection, gradients->bias, all.get(), begin, end)) ||
+           (turned && set.turn(problem, gradients->projection, nullptr, turned_at, begin, end));
+  });
+  const int failed = unready || spread(lines, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    if (end == lines) gradients->threads = thread + 1;  // the last one knows how many there are
+    return set.projected_backward(problem, gradients, nullptr, summed ? sums + thread * each : nullptr, begin, end);
+  });
+  // in the order of the threads, so that as many threads give the same sum
+  return failed || (summed && spread(taps, threads, [&](int64_t begin, int64_t end, int64_t) {
+    return set.unpack(problem, gradients, nullptr, nullptr, begin, end);
+  }));
 }
 
 // Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.

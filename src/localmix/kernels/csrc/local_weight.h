@@ -22,15 +22,26 @@ struct HiddenWeights {
   const float* packed;
 };
 
-// What a kernel computes for some of its lines, taps for `pack`; 0 if it is done, 1 if memory ran out.
+// What the backward pass of weights that are made of features reads, `projection` as `pack` and as `turn` have arranged
+// it, and writes; null for a gradient that is not needed, and for what is read for it alone.
+struct ProjectedGradients {
+  const void *gradient, *x, *hidden, *projection, *bias;
+  void *of_x, *of_hidden, *of_projection, *of_bias;
+  const float *packed, *turned;
+  const float* sums;  // of projection and bias, [threads][K][R + 1][lanes]
+  int64_t threads;
+};
+
+// What a kernel computes for some of its lines, taps for `pack`, `turn` and `unpack`; 0 if it is done, 1 if memory ran out.
 using LocalWeightKernel =
     int (*)(const LocalWeightProblem*, const void*, const void*, void*, int64_t begin, int64_t end);
 
 // The kernels of an instruction set:
 //   forward(x, weight, y), backward_x(gradient, weight, of_x), backward_weight(gradient, x, of_weight),
-//   pack(projection, bias or null, packed), projected_forward(x, HiddenWeights, y)
+//   pack(projection, bias or null, packed), projected_forward(x, HiddenWeights, y), turn(projection, null, turned),
+//   projected_backward(ProjectedGradients, null, sums of the thread or null), unpack(ProjectedGradients, null, null)
 struct LocalWeightKernels {
   const char* name;
   int64_t lanes;  // of a vector: packed is [K][R + 1][G rounded up to lanes]
-  LocalWeightKernel forward, backward_x, backward_weight, pack, projected_forward;
+  LocalWeightKernel forward, backward_x, backward_weight, pack, projected_forward, turn, projected_backward, unpack;
 };

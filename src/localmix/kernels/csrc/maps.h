@@ -139,7 +139,10 @@ class Ring {
     if (with_border) std::fill(data_.begin(), data_.end(), 0.0f);
   }
 
-  void clear(int64_t r) { std::fill_n(row(r), stride_, 0.0f); }
+  // But for its border: of what is read it stays zero, and of sums it is never written.
+  void clear(int64_t r) {
+    std::fill_n(row(r) + shape_.left * shape_.position, shape_.problem.width * shape_.position, 0.0f);
+  }
 
   template <typename T>
   void read(int64_t r, const T* image) {

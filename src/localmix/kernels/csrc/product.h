@@ -4,6 +4,7 @@
 #pragma once
 
 #include "numbers.h"
+#include "unroll.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -18,14 +19,24 @@ struct Factor {
   int64_t row, depth;  // strides
 };
 
+// Calls f(row, vector), as constants, for each of some sums.
+template <int Rows, int Vectors, typename F>
+LOCALMIX_INLINE inline void for_sums(F f) {
+  unrolled<Rows * Vectors>([&](auto i) LOCALMIX_INLINE {
+    f(std::integral_constant<int, i / Vectors>(), std::integral_constant<int, i % Vectors>());
+  });
+}
+
 template <int Rows, int Vectors>
-inline void multiply(const Factor& a, int64_t depth, const float* b, int64_t b_stride, Vector (&sums)[Rows][Vectors]) {
+LOCALMIX_INLINE inline void multiply(
+    const Factor& a, int64_t depth, const float* b, int64_t b_stride, Vector (&sums)[Rows][Vectors]) {
   const float* column = a.data;
   for (int64_t k = 0; k < depth; ++k, b += b_stride, column += a.depth) {
     Vector row[Vectors];
-    for (int v = 0; v < Vectors; ++v) row[v] = load(b + v * kLanes);
-    for (int m = 0; m < Rows; ++m)
-      for (int v = 0; v < Vectors; ++v) sums[m][v] += column[m * a.row] * row[v];
+    for_sums<1, Vectors>([&](auto, auto v) LOCALMIX_INLINE { row[v] = load(b + v * kLanes); });
+    for_sums<Rows, Vectors>([&](auto m, auto v) LOCALMIX_INLINE {
+      sums[m][v] += column[m * a.row] * row[v];
+    });
   }
 }
 
@@ -39,6 +50,7 @@ inline void for_products(int64_t m, int64_t n, F f) {
     };
     blocks(std::integral_constant<int, kRows>());
     blocks(std::integral_constant<int, 4>());
+    blocks(std::integral_constant<int, 2>());
     blocks(std::integral_constant<int, 1>());
   };
   int64_t j = 0;
@@ -75,13 +87,13 @@ inline void for_whole_products(int64_t m, int64_t n, F f) {
 inline void product(const Factor& a, int64_t m, int64_t depth, const float* b, int64_t b_stride, int64_t n, float* c,
                     int64_t c_stride, bool add = false) {
   for_products(m, n, [&](auto rows, auto vectors, int64_t i, int64_t j) {
-    Vector sums[rows][vectors] = {};
+    Vector sums[rows][vectors];
+    for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE { sums[r][v] = Vector{}; });
     multiply(Factor{a.data + i * a.row, a.row, a.depth}, depth, b + j, b_stride, sums);
-    for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        float* target = c + (i + r) * c_stride + j + v * kLanes;
-        store(target, add ? load(target) + sums[r][v] : sums[r][v]);
-      }
+    for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
+      float* target = c + (i + r) * c_stride + j + v * kLanes;
+      store(target, add ? load(target) + sums[r][v] : sums[r][v]);
+    });
   });
 }
 

@@ -130,11 +130,13 @@ class Weights {
     float* const* targets = targets_.data() + first;
     for_whole_products(positions, lanes, [=](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
-      for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) sums[r][v] = load(packed + rank * lanes + j + v * kLanes);
+      for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
+        sums[r][v] = load(packed + rank * lanes + j + v * kLanes);
+      });
       multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, lanes, sums);
-      for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) store(targets[i + r] + at + j + v * kLanes, sums[r][v]);
+      for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
+        store(targets[i + r] + at + j + v * kLanes, sums[r][v]);
+      });
     });
   }
 

@@ -6,10 +6,10 @@
 #include "floats.h"
 #include "numbers.h"
 #include "shared_weight.h"
+#include "unroll.h"
 
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -20,19 +20,6 @@ constexpr int64_t kBlock = kSharedBlock;
 // sum would wait for itself: there are as many others as a multiplication takes half cycles only if there are two.
 constexpr int kRun = 7;
 constexpr int kLines = LOCALMIX_VECTOR_BYTES == 64 ? 2 : 1;
-
-// What is not inlined takes its registers through memory.
-#define LOCALMIX_INLINE __attribute__((always_inline))
-
-// Calls f with 0, 1, ... Count - 1, as constants: an index into registers must be one.
-template <typename F, int... Is>
-LOCALMIX_INLINE inline void unroll(F& f, std::integer_sequence<int, Is...>) {
-  (f(std::integral_constant<int, Is>()), ...);
-}
-template <int Count, typename F>
-LOCALMIX_INLINE inline void unrolled(F f) {
-  unroll(f, std::make_integer_sequence<int, Count>());
-}
 
 // Calls f(width, lines) as constants: the width of the kernel where it is a usual one and not dilated, else 0; and how
 // many output rows next to each other are taken together.

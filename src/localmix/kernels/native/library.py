@@ -65,6 +65,7 @@ def library() -> ctypes.CDLL:
     library.localmix_use_instruction_set.argtypes = [ctypes.c_char_p]
     library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
     library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
+    library.localmix_projected_local_weight_backward.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
     library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
     library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]

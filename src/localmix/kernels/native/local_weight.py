@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,37 +131,23 @@ def _projected_backward(
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
+    needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, hidden, projection and bias; the weights are made again, some lines of the maps at a time."""
-    gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
-    height, width = x.shape[1:3]
-    # groups innermost, as the kernels read weights fastest
-    factor = projection.unflatten(0, (num_groups, -1)).transpose(0, 1).flatten(0, 1)  # [K * G, R]
-    offset = projection.new_zeros(num_groups, factor.shape[0] // num_groups)
-    offset = (offset if bias is None else bias.view_as(offset)).t().flatten()
-    of_x, of_hidden = torch.empty_like(x), torch.empty_like(hidden)
-    of_factor = torch.zeros_like(factor, dtype=torch.float32)
-    of_offset = torch.zeros_like(offset, dtype=torch.float32)
-    reach = dilation[0] * (kernel_size[0] - 1)
-    top, sizes = reach // 2, (x, num_groups, kernel_size, dilation)
-    for first, last in _strips(x, factor.shape[0], reach):
-        # lines of y that reach into these lines of x; none of another image does
-        start, stop = first // height * height, -(-last // height) * height
-        low, high = max(start, first + top - reach), min(stop, last + top)
-        weight = torch.addmm(offset, _positions(hidden, low, high), factor.t())
-        _run(_BACKWARD_X, gradient, weight, of_x, *sizes, lines=(first, last), weight_line=low)
-        of_weight = weight[: (last - first) * width]
-        _run(_BACKWARD_WEIGHT, gradient, x, of_weight, *sizes, lines=(first, last), weight_line=first)
-        torch.mm(of_weight, factor, out=_positions(of_hidden, first, last))
-        features = _positions(hidden, first, last)
-        if of_factor.dtype == x.dtype:
-            of_factor.addmm_(of_weight.t(), features)
-        else:
-            of_factor += of_weight.t() @ features
-        of_offset += of_weight.sum(0, dtype=torch.float32)
-    of_projection = of_factor.unflatten(0, (-1, num_groups)).transpose(0, 1).flatten(0, 1)
-    of_bias = of_offset.unflatten(0, (-1, num_groups)).t().flatten()
-    return of_x, of_hidden, of_projection.to(projection.dtype), of_bias.to(projection.dtype)
+    """Gradients of x, hidden, projection and bias; an empty tensor for one that is not needed.
+
+    The weights are made again, used and forgotten, as are their gradients.
+    """
+    tensors = [gradient.contiguous(), x.contiguous(), hidden.contiguous(), projection.contiguous()]
+    tensors.append(None if bias is None else bias.contiguous())
+    results = _empty_gradients(x, hidden, projection, needed)
+    problem = _problem(x, num_groups, kernel_size, dilation, rank=hidden.shape[3])
+    pointers = [*map(pointer, tensors), *(pointer(t) if n else None for t, n in zip(results, needed, strict=True))]
+    gradients = _ProjectedGradients(*pointers)
+    if library().localmix_projected_local_weight_backward(
+        ctypes.byref(problem), ctypes.byref(gradients), num_threads()
+    ):
+        raise MemoryError(NO_MEMORY)
+    return results
 
 
 @_projected_backward.register_fake
@@ -174,34 +160,20 @@ def _(
     num_groups: int,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
+    needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_x, of_hidden, of_projection = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, hidden, projection)
+    return _empty_gradients(x, hidden, projection, needed)
+
+
+def _empty_gradients(
+    x: Tensor, hidden: Tensor, projection: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For x, hidden, projection and bias: without elements where not needed."""
+    shapes = (x.shape, hidden.shape, projection.shape, projection.shape[:1])
+    of_x, of_hidden, of_projection, of_bias = (
+        x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True)
     )
-    return of_x, of_hidden, of_projection, projection.new_empty(projection.shape[0])
-
-
-_STRIP_BYTES = 2**21
-"""Weights that are at hand at a time: few enough to stay in the cache, enough for a matrix product to be fast."""
-
-
-def _strips(x: Tensor, weights: int, reach: int) -> Iterator[Pair]:
-    """Lines [first, last) of the B * H lines, with about so many bytes of weights: of one image, or whole images."""
-    batch, height, width, _ = x.shape
-    lines = max(1, _STRIP_BYTES // (width * weights * x.element_size()))
-    if lines >= height:
-        lines -= lines % height
-        yield from ((first, min(first + lines, batch * height)) for first in range(0, batch * height, lines))
-        return
-    lines = max(lines, 2 * reach)  # the weights of the lines around a strip are made for it too
-    for image in range(0, batch * height, height):
-        for first in range(image, image + height, lines):
-            yield first, min(first + lines, image + height)
-
-
-def _positions(t: Tensor, first: int, last: int) -> Tensor:
-    """Lines [first, last) of the B * H lines of [B, H, W, R], as [positions, R]."""
-    return t.flatten(0, 1)[first:last].flatten(0, 1)
+    return of_x, of_hidden, of_projection, of_bias
 
 
 def _save_projected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -220,7 +192,7 @@ def _projected_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...
         of_projection = of_taps.flatten(0, 2).t() @ hidden.flatten(0, 2)
         gradients = (of_x, of_taps @ projection, of_projection, of_taps.sum((0, 1, 2)))
     else:
-        gradients = _projected_backward(gradient, *tensors, ctx.num_groups, *sizes)
+        gradients = _projected_backward(gradient, *tensors, ctx.num_groups, *sizes, needed)
     return *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None, None
 
 
@@ -246,6 +218,21 @@ class _Problem(ctypes.Structure):
     ]
 
 
+class _ProjectedGradients(ctypes.Structure):
+    """`ProjectedGradients` of csrc/local_weight.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("gradient", "x", "hidden", "projection", "bias"),
+                *("of_x", "of_hidden", "of_projection", "of_bias", "packed", "turned", "sums"),
+            )
+        ),
+        ("threads", ctypes.c_int64),
+    ]
+
+
 def _run(
     kernel: int,
     a: Tensor,
@@ -257,18 +244,11 @@ def _run(
     dilation: Sequence[int],
     *,
     groups_inside: bool = True,
-    lines: Pair | None = None,
-    weight_line: int = 0,
 ) -> None:
-    """Runs a kernel on `lines` of the B * H lines of the map; the weights given begin at line `weight_line`."""
-    batch, height, width, _ = x.shape
+    """Runs a kernel on all lines of the map."""
     problem = _problem(x, num_groups, kernel_size, dilation, groups_inside=groups_inside)
-    first, last = (0, batch * height) if lines is None else lines
-    # a kernel counts the weights from the first line of the map
-    before = weight_line * width * num_groups * kernel_size[0] * kernel_size[1] * x.element_size()
-    pointers = [a.data_ptr(), b.data_ptr(), out.data_ptr()]
-    pointers[2 if kernel == _BACKWARD_WEIGHT else 1] -= before
-    if library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, first, last, num_threads()):
+    pointers, lines = [a.data_ptr(), b.data_ptr(), out.data_ptr()], x.shape[0] * x.shape[1]
+    if library().localmix_local_weight(kernel, ctypes.byref(problem), *pointers, 0, lines, num_threads()):
         raise MemoryError(NO_MEMORY)
 
 

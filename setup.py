@@ -5,7 +5,9 @@ Everything else about the package stands in pyproject.toml.
 
 from __future__ import annotations
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -36,17 +38,22 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links one shared library with a plain C interface."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
+        sets = {name: flags for name, flags in INSTRUCTION_SETS.items() if name == "generic" or x86}
+
+        def compile_kernel(name: str, source: str) -> list[str]:
+            vector_bytes, flags = sets[name]
+            return self.compiler.compile(
+                [str(CSRC / source)],
+                output_dir=str(Path(self.build_temp) / name),
+                macros=[("LOCALMIX_ISA", name), ("LOCALMIX_VECTOR_BYTES", str(vector_bytes))],
+                extra_postargs=[*FLAGS, *flags],
+                depends=ext.depends,
+            )
+
         # The portable objects come first: of an inline function that several of them hold, the linker keeps the first.
-        objects = []
-        for name, (vector_bytes, flags) in INSTRUCTION_SETS.items():
-            if name == "generic" or x86:
-                objects += self.compiler.compile(
-                    [str(CSRC / source) for source in KERNELS],
-                    output_dir=str(Path(self.build_temp) / name),
-                    macros=[("LOCALMIX_ISA", name), ("LOCALMIX_VECTOR_BYTES", str(vector_bytes))],
-                    extra_postargs=[*FLAGS, *flags],
-                    depends=ext.depends,
-                )
+        jobs = [(name, source) for name in sets for source in KERNELS]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [o for compiled in pool.map(lambda job: compile_kernel(*job), jobs) for o in compiled]
         objects += self.compiler.compile(
             [str(CSRC / "dispatch.cpp")],
             output_dir=self.build_temp,

@@ -1,14 +1,14 @@
 // What Python calls: picks the instruction set once, and spreads the rows of all images over PyTorch's own threads.
 
+#include "division.h"
 #include "local_weight.h"
 #include "pairwise_weight.h"
+#include "parallel.h"
 #include "shared_weight.h"
 #include "window_weight.h"
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
@@ -85,65 +85,15 @@ const Kernels* choose(const char* name) {
 
 const Kernels* chosen = choose(nullptr);
 
-// Functions of the OpenMP runtime that PyTorch has loaded: with them no second thread pool comes to life.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using Number = int (*)();
-Parallel parallel = nullptr;
-Number thread_number = nullptr, number_of_threads = nullptr;
-
-// Floats that begin with a line of the cache; null if there is no memory.
-struct FreeFloats {
-  void operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-using Scratch = std::unique_ptr<float[], FreeFloats>;
-
-Scratch unset_scratch(int64_t floats) {
-  return Scratch(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64), std::nothrow)));
-}
-
-Scratch scratch(int64_t floats) {
-  Scratch zeros = unset_scratch(floats);
-  if (zeros) std::memset(zeros.get(), 0, floats * sizeof(float));
-  return zeros;
-}
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t round_up(int64_t value, int64_t to) { return divide_up(value, to) * to; }
-
-// Units of work [begin, end) for each thread, by a function that gives 0 if it is done.
-template <typename F>
-struct Job {
-  F& run;  // (begin, end, thread)
-  int64_t units, threads;
-  int failed;
-};
-
-template <typename F>
-void work(void* data) {
-  auto& job = *static_cast<Job<F>*>(data);
-  // inside another parallel region the runtime gives fewer threads than it was asked for
-  const int64_t t = job.threads > 1 ? thread_number() : 0, threads = job.threads > 1 ? number_of_threads() : 1;
-  const int64_t begin = job.units * t / threads, end = job.units * (t + 1) / threads;
-  if (begin < end && job.run(begin, end, t)) __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
-}
-
-template <typename F>
-int spread(int64_t units, int64_t threads, F run) {
-  Job<F> job{run, units, parallel ? std::max<int64_t>(std::min(threads, units), 1) : 1, 0};
-  if (job.threads == 1) {
-    work<F>(&job);
-  } else {
-    parallel(work<F>, &job, unsigned(job.threads), 0);
-  }
-  return job.failed;
-}
-
 int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const void* a, const void* b, void* out,
            int64_t first, int64_t last, int64_t threads) {
   return spread(last - first, threads, [=](int64_t begin, int64_t end, int64_t) {
     return kernel(problem, a, b, out, first + begin, first + end);
   });
 }
+
+// As many that a thread which comes late is waited for little.
+int64_t wanted_units(int64_t threads) { return threads > 1 ? 4 * threads : 1; }
 
 // Parts of the blocks of channels: few enough blocks that the rows a part has waiting stay in the second-level cache,
 // and as many parts as `units` of work need, of two blocks at least, which the processor fetches together; or some more,
@@ -201,8 +151,8 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
     int64_t threads) {
   const int64_t taps = problem->kernel_height * problem->kernel_width;
   const LocalWeightKernels& set = chosen->local_weight;
-  const int64_t lanes = (problem->groups + set.lanes - 1) / set.lanes * set.lanes;
-  const int64_t lines = problem->batch * problem->height, share = (lines + threads - 1) / threads * problem->width;
+  const int64_t lanes = round_up(problem->groups, set.lanes);
+  const int64_t lines = problem->batch * problem->height, share = divide_up(lines, threads) * problem->width;
   Scratch packed;
   // A thread that takes its positions all together uses a tap once: it has it in its own cache if it packs it itself.
   if (share > problem->rank) {
@@ -281,7 +231,7 @@ LOCALMIX_PUBLIC int localmix_shared_weight(
   const int64_t blocks = divide_up(problem->channels, kSharedBlock);
   const int64_t taps = problem->kernel_height * problem->kernel_width, packs = problem->weights * blocks;
   // enough units for every thread, of lines enough to be worth the rows that are read around them
-  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  const int64_t wanted = wanted_units(threads);
   problem->parts = parts_of_channels(problem, divide_up(wanted, problem->batch), threads);
   const int64_t units = problem->batch * problem->parts;
   problem->strips = std::max<int64_t>(1, std::min(divide_up(wanted, units), problem->height / 16));
@@ -303,7 +253,7 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
   const int64_t blocks = divide_up(channels, kSharedBlock);
   const int64_t taps = problem->kernel_height * problem->kernel_width, each = (taps + 1) * kSharedBlock;
   const bool own = weights > 1 || problem->batch == 1;
-  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  const int64_t wanted = wanted_units(threads);
   problem->parts = parts_of_channels(problem, own ? divide_up(wanted, problem->batch) : wanted, threads);
   const int64_t shares =
       own ? problem->batch : std::min(problem->batch, round_up(divide_up(wanted, problem->parts), threads));

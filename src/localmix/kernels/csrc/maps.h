@@ -115,7 +115,7 @@ struct Taps {
 // Those that find an input from position i of `size`, the first one `before` positions back; the rest is outside.
 inline Taps taps_inside(int64_t i, int64_t size, int64_t before, int64_t taps, int64_t dilation) {
   const int64_t missing = std::max<int64_t>(before - i, 0);
-  return {(missing + dilation - 1) / dilation, std::min(taps, (size - 1 - i + before) / dilation + 1)};
+  return {divide_up(missing, dilation), std::min(taps, (size - 1 - i + before) / dilation + 1)};
 }
 
 // Those of the columns of the kernel, for each position of a line.

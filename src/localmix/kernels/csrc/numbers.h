@@ -3,6 +3,8 @@
 // Included by files that are compiled once per instruction set, so everything here is theirs alone.
 #pragma once
 
+#include "division.h"
+
 #include <cstdint>
 #include <cstring>
 
@@ -15,7 +17,6 @@ namespace {
 constexpr int64_t kLanes = LOCALMIX_VECTOR_BYTES / 4;
 typedef float Vector __attribute__((vector_size(LOCALMIX_VECTOR_BYTES), aligned(4)));
 
-inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t whole_vectors(int64_t numbers) { return round_up(numbers, kLanes); }
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }

@@ -37,7 +37,7 @@ inline float largest_of(Keys v) {
 }
 
 // Vectors that the keys of a row fill, and the floats of a row of biases, padded for the last one.
-int64_t vectors_of(const PairwiseProblem& p) { return (p.size_width + kKeys - 1) / kKeys; }
+int64_t vectors_of(const PairwiseProblem& p) { return divide_up(p.size_width, kKeys); }
 int64_t bias_width(const PairwiseProblem& p) { return 2 * p.size_width - 1 + vectors_of(p) * kKeys; }
 
 // [heads][2 h - 1][2 w - 1, padded]
@@ -67,7 +67,7 @@ struct Axis {
   Axis(int64_t length, int64_t size, int64_t dilation) {
     steps.reserve(length);
     for (int64_t residue = 0; residue < std::min(dilation, length); ++residue) {
-      const int64_t begin = int64_t(steps.size()), own = (length - residue + dilation - 1) / dilation;
+      const int64_t begin = int64_t(steps.size()), own = divide_up(length - residue, dilation);
       const int64_t count = std::min(size, own);
       for (int64_t s = 0; s < own; ++s) {
         const int64_t start = std::min(std::max<int64_t>(s - size / 2, 0), own - count);

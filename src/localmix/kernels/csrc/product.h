@@ -40,10 +40,18 @@ LOCALMIX_INLINE inline void multiply(
   }
 }
 
+// Calls f(vectors, first number) for the blocks of a row of c, as constants.
+template <typename F>
+inline void for_vectors(int64_t n, F f) {
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) f(std::integral_constant<int, 2>(), j);
+  for (; j < n; j += kLanes) f(std::integral_constant<int, 1>(), j);
+}
+
 // Calls f(rows, vectors, first row, first number of a row) for the blocks of c, as constants.
 template <typename F>
 inline void for_products(int64_t m, int64_t n, F f) {
-  auto rows = [&](auto vectors, int64_t first) {
+  for_vectors(n, [&](auto vectors, int64_t first) {
     int64_t i = 0;
     auto blocks = [&](auto size) {
       for (; i + size <= m; i += size) f(size, vectors, i, first);
@@ -52,17 +60,14 @@ inline void for_products(int64_t m, int64_t n, F f) {
     blocks(std::integral_constant<int, 4>());
     blocks(std::integral_constant<int, 2>());
     blocks(std::integral_constant<int, 1>());
-  };
-  int64_t j = 0;
-  for (; j + 2 * kLanes <= n; j += 2 * kLanes) rows(std::integral_constant<int, 2>(), j);
-  for (; j < n; j += kLanes) rows(std::integral_constant<int, 1>(), j);
+  });
 }
 
 // The same, but the last blocks go back over rows that were done rather than take few rows, whose sums wait for one
 // another: f must not mind to do a row twice.
 template <typename F>
 inline void for_whole_products(int64_t m, int64_t n, F f) {
-  auto rows = [&](auto vectors, int64_t first) {
+  for_vectors(n, [&](auto vectors, int64_t first) {
     for (int64_t i = 0; i < m;) {
       const int64_t rest = m - i;
       auto block = [&](auto size, int64_t beyond) {
@@ -77,10 +82,7 @@ inline void for_whole_products(int64_t m, int64_t n, F f) {
       if (block(std::integral_constant<int, third>(), 0)) continue;
       block(std::integral_constant<int, 1>(), 0);
     }
-  };
-  int64_t j = 0;
-  for (; j + 2 * kLanes <= n; j += 2 * kLanes) rows(std::integral_constant<int, 2>(), j);
-  for (; j < n; j += kLanes) rows(std::integral_constant<int, 1>(), j);
+  });
 }
 
 // c = a @ b, or c += a @ b

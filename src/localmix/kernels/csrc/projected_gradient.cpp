@@ -18,10 +18,9 @@ constexpr int64_t kScratchFloats = 3 << 16;
 constexpr int64_t kPanelDepth = 224;
 
 // Positions that are taken together, of so many: their weights fit, and no chunk is much smaller than the others.
-inline int64_t chunk_length(const Shape& s, int64_t positions, int64_t floats) {
-  const int64_t fitting = std::max<int64_t>(floats / (s.taps * s.lanes) / kRows, 1) * kRows;
-  const int64_t chunks = (positions + fitting - 1) / fitting;
-  return round_up((positions + chunks - 1) / chunks, kRows);
+inline int64_t chunk_length(const Shape& s, int64_t positions) {
+  const int64_t fitting = std::max<int64_t>(kScratchFloats / (s.taps * s.lanes) / kRows, 1) * kRows;
+  return round_up(equal_part(positions, fitting), kRows);
 }
 
 // Calls f(first number, numbers) for panels of hidden features.
@@ -183,7 +182,7 @@ void projected_backward(
   T *of_x = static_cast<T*>(given.of_x), *of_hidden = static_cast<T*>(given.of_hidden);
   float* sums = static_cast<float*>(sums_);
   const int64_t channels = p.groups * p.dim, each = s.taps * s.lanes;
-  const int64_t chunk = chunk_length(s, (end - begin) * p.width, kScratchFloats);
+  const int64_t chunk = chunk_length(s, (end - begin) * p.width);
   SlidingRows<T> rows(s, static_cast<const T*>(given.x));
   SlidingSums<T> rows_of_x(s, of_x, begin, end);
   Floats g(std::min(chunk, p.width) * s.position, 0.0f);

@@ -51,12 +51,6 @@ void pack(const LocalWeightProblem& p, const void* projection, const void* bias,
              static_cast<float*>(packed) + k * (p.rank + 1) * s.lanes);
 }
 
-// The largest of the parts, as equal as can be and of at most `most`, that `size` falls into; one at least.
-inline int64_t equal_part(int64_t size, int64_t most) {
-  const int64_t parts = most > 0 ? (size + most - 1) / most : size;
-  return (size + parts - 1) / parts;
-}
-
 // Positions that are taken together: some lines, or a part of one.
 struct Patch {
   int64_t first, last;   // of the lines of all images

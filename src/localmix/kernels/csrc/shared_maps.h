@@ -38,7 +38,7 @@ inline void with_width(const SharedWeightProblem& p, F f) {
 
 struct Plan {
   explicit Plan(const SharedWeightProblem& p)
-      : blocks((p.channels + kBlock - 1) / kBlock),
+      : blocks(divide_up(p.channels, kBlock)),
         taps(p.kernel_height * p.kernel_width),
         rows(p.dilation_height * (p.kernel_height - 1) + 1),
         columns(std::max<int64_t>(p.width, kRun) + p.dilation_width * (p.kernel_width - 1)),
@@ -47,7 +47,7 @@ struct Plan {
 
   // Blocks [first, first + count) of channels that a part of `parts` has.
   int64_t first_block(const SharedWeightProblem& p, int64_t part) const { return blocks * part / p.parts; }
-  int64_t most_blocks(const SharedWeightProblem& p) const { return (blocks + p.parts - 1) / p.parts; }
+  int64_t most_blocks(const SharedWeightProblem& p) const { return divide_up(blocks, p.parts); }
 
   int64_t blocks, taps;
   int64_t rows;       // of the map that an output row reaches

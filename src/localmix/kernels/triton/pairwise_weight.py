@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localmix.kernels.gathered_attention import Neighborhoods, Windows, differentiable_gradients
+from localmix.kernels.triton import pairwise_tile_gradients as gradients_by_tiles
 from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
 from localmix.kernels.triton import pairwise_window_kernels as in_windows
 from localmix.kernels.triton import tuning
@@ -247,10 +248,10 @@ def _run_gradients(
     delta = torch.empty_like(lse[0])
     if needed[0] or needed[1] or needed[3]:
         others = (gradient, output, *lse.unbind(), delta, results[0])
-        _run_by_tiles(by_tiles.query_gradient, tensors, others, scale, geometry, (has_bias, needed[0]))
+        _run_by_tiles(gradients_by_tiles.query_gradient, tensors, others, scale, geometry, (has_bias, needed[0]))
     if needed[1] or needed[2]:
         others = (gradient, *lse.unbind(), delta, *results[1:3])
-        _run_by_tiles(by_tiles.key_gradient, tensors, others, scale, geometry, (has_bias, *needed[1:3]))
+        _run_by_tiles(gradients_by_tiles.key_gradient, tensors, others, scale, geometry, (has_bias, *needed[1:3]))
     if needed[3]:
         results[3] = _run_bias_gradient(tensors, (gradient, *lse.unbind(), delta), scale, geometry)
     return tuple(results)
@@ -330,7 +331,7 @@ def _run_by_tiles(
             (*geometry.arguments(query.shape), *_strides(tensors)),
             (
                 *(isinstance(geometry, _Windows), *flags, dim, *_products_of(query)),
-                *((across, own) if kernel is by_tiles.key_gradient else (own, across)),
+                *((across, own) if kernel is gradients_by_tiles.key_gradient else (own, across)),
                 _block(dim),
             ),
             warps,
@@ -355,7 +356,7 @@ def _run_bias_gradient(tensors: Sequence[Any], others: Sequence[Tensor], scale: 
         shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
         partial = query.new_empty((shares, heads, queries, keys), dtype=torch.float32)
         tuning.launch(
-            by_tiles.bias_gradient,
+            gradients_by_tiles.bias_gradient,
             shares * math.prod(blocks) * heads,
             (*_pointers(tensors), *others, partial, scale, height, width, heads, *tiles, *tile, *reach, *blocks),
             (units, shares, *geometry.arguments(query.shape), *_strides(tensors)),
@@ -364,7 +365,7 @@ def _run_bias_gradient(tensors: Sequence[Any], others: Sequence[Tensor], scale: 
         )
         return partial, tile
 
-    partial, tile = run(*_choose(by_tiles.bias_gradient, query, geometry, (), _blocks(query), run))
+    partial, tile = run(*_choose(gradients_by_tiles.bias_gradient, query, geometry, (), _blocks(query), run))
     return geometry.gradient_of_bias(partial.sum(0), query.shape, tile).to(bias.dtype)
 
 

@@ -9,6 +9,9 @@
 
 #include <algorithm>
 #include <cstring>
+#ifdef LOCALMIX_X86
+#include <cpuid.h>
+#endif
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
@@ -52,6 +55,14 @@ struct Kernels {
         &localmix_window_weight_##isa                                                                       \
   }
 
+#ifdef LOCALMIX_X86
+// Clang's __builtin_cpu_supports did not know this name for long.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // The sets that this processor has, the best one first.
 struct Choice {
   Kernels kernels;
@@ -67,7 +78,7 @@ const Choice choices[] = {
      }},
     {LOCALMIX_SET(avx2, 8),
      [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
      }},
 #endif
     {LOCALMIX_SET(generic, 4), [] { return true; }},

@@ -68,7 +68,8 @@ inline void for_products(int64_t m, int64_t n, F f) {
 template <typename F>
 inline void for_whole_products(int64_t m, int64_t n, F f) {
   for_vectors(n, [&](auto vectors, int64_t first) {
-    for (int64_t i = 0; i < m;) {
+    int64_t i = 0;
+    while (i < m) {
       const int64_t rest = m - i;
       auto block = [&](auto size, int64_t beyond) {
         if (m < size || rest <= beyond) return false;

@@ -42,6 +42,7 @@ def launch(
     constants: Sequence[Any],
     warps: int,
     stages: int = 2,
+    registers: int | None = None,
 ) -> None:
     """Runs `programs` programs of a kernel on the device of its first input.
 
@@ -53,9 +54,10 @@ def launch(
         constants: what the kernel is compiled for.
         warps: of a program.
         stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
+        registers: that a thread has at most, for more threads at a time. Only NVIDIA's compiler is told.
     """
     # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of
-    key = (id(kernel), programs, warps, stages, inputs[0].device, *map(_kind, inputs), *strides, *constants)
+    key = (id(kernel), programs, warps, stages, registers, inputs[0].device, *map(_kind, inputs), *strides, *constants)
     run = _compiled.get(key)
     with torch.cuda.device_of(inputs[0]):
         if run is not None:
@@ -63,6 +65,8 @@ def launch(
             return
         # fused multiply-adds are named because Triton is about to change its default
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        if registers is not None and not torch.version.hip:
+            options["maxnreg"] = registers
         compiled = kernel[(programs,)](*inputs, *strides, *constants, **options)
     if compiled is not None and not torch.version.hip:  # an AMD kernel depends on the size of the memory too
         _keep(_compiled, key, compiled[(programs, 1, 1)])

@@ -40,8 +40,8 @@ CASES = [
     ("depthwise_convolution", (1, 3, 17, 16), (5, 8), 1, True),
     ("homogeneous_convolution", (3, 13, 9, 16), (3, 5), 2, True),
     # a kernel larger than the map, and the smallest
-    ("homogeneous_convolution", (2, 3, 2, 32), (7, 7), 1, True),
-    ("homogeneous_convolution", (2, 5, 6, 16), (1, 1), 1, False),
+    ("depthwise_convolution", (5, 3, 2, 32), (7, 7), 1, True),
+    ("homogeneous_convolution", (2, 5, 30, 16), (1, 1), 1, False),
 ]
 
 
@@ -109,6 +109,9 @@ def test_products_come_first_where_they_fill_a_gpu():
     assert kinds((128, 56, 56, 96))[0]
     assert kinds((128, 7, 7, 768))[0]
     assert not kinds((1, 56, 56, 96))[0]
+    assert kinds((128, 56, 56, 96), results=128)[0]
+    # one image of 7 x 7 is one of 16 units
+    assert not any(kinds((128, 7, 7, 768), results=128))
     weight, x = torch.empty(1, 16, 7, 7), torch.empty(1, 9, 9, 16)
     assert has_products(x, weight, (1, 1))
     assert not has_products(x, weight, (1, 2))

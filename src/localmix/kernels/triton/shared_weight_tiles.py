@@ -75,29 +75,35 @@ def has_products(x: Tensor, weight: Tensor, dilation: Sequence[int]) -> bool:
 def with_products(
     x: Tensor, weight: Tensor, dilation: Sequence[int], sizes: tuple[Tile, ...], others: list[Any]
 ) -> list[Tile]:
-    """Candidates by products, then the first of some others; the other way round where there are few programs."""
+    """Candidates by products, then the first of some others; the other way round where they do not fill a GPU."""
     batch, height, width, channels = x.shape
     shape, kernel = (batch, height, width, channels), (weight.shape[2], weight.shape[3])
-    tiles, are_many = _tiles_of_products(shape, weight.shape[0], kernel, (dilation[0], dilation[1]), sizes)
-    return [*tiles, *others[:4]] if are_many else [*others[:4], *tiles]
+    tiles, are_good = _tiles_of_products(shape, weight.shape[0], kernel, (dilation[0], dilation[1]), sizes)
+    if not tiles:
+        return others
+    return [*tiles, *others[:4]] if are_good else [*others[:4], *tiles]
 
 
 @functools.lru_cache(1024)
 def _tiles_of_products(
     shape: tuple[int, ...], results: int, kernel: Pair, dilation: Pair, sizes: tuple[Tile, ...]
 ) -> tuple[list[Tile], bool]:
-    """Candidates (rows, `BY_PRODUCTS`, *size), and whether they have the programs that a GPU wants.
+    """Candidates (rows, `BY_PRODUCTS`, *size), and whether they fill their products and a GPU.
 
-    Rows fill whole rounds of a kernel's rows. Where there are few programs, maps are cut into strips.
+    Rows fill whole rounds of a kernel's rows. Where there are few programs, maps are cut into strips. There are none
+    where most of a product would be empty, as for the weights of one image of a small map.
     """
     candidates: list[Tile] = []
-    programs = 0
+    is_good = False
     for strips in (1, 2, 4):
         rounds = tuning.cdiv(tuning.cdiv(tuning.cdiv(shape[1], dilation[0]), strips) + kernel[0] - 1, kernel[0])
         rows = (rounds - 1) * kernel[0] + 1
         strips_of_map, tiles, blocks = pieces_of(shape, dilation, rows, COLUMNS, sizes[0][0])
-        programs = results * tuning.cdiv(shape[0] // results * strips_of_map * tiles, UNITS) * blocks
-        candidates = [*((rows, BY_PRODUCTS, *size) for size in sizes), *candidates]
-        if programs >= 2 * _FEW_PROGRAMS:
+        units = shape[0] // results * strips_of_map * tiles
+        products = tuning.cdiv(units, UNITS)
+        if 4 * units >= products * UNITS:
+            candidates = [*((rows, BY_PRODUCTS, *size) for size in sizes), *candidates]
+            is_good = 2 * units >= products * UNITS and results * products * blocks >= _FEW_PROGRAMS
+        if is_good and results * products * blocks >= 2 * _FEW_PROGRAMS:
             break
-    return list(dict.fromkeys(candidates))[:4], programs >= _FEW_PROGRAMS
+    return list(dict.fromkeys(candidates))[:4], is_good

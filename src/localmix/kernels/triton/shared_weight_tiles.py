@@ -75,13 +75,16 @@ def has_products(x: Tensor, weight: Tensor, dilation: Sequence[int]) -> bool:
 def with_products(
     x: Tensor, weight: Tensor, dilation: Sequence[int], sizes: tuple[Tile, ...], others: list[Any]
 ) -> list[Tile]:
-    """Candidates by products, then the first of some others; the other way round where they do not fill a GPU."""
+    """Candidates by products and, in case they are not faster here, one other; more others where they do not fill a GPU.
+
+    Each costs its first user the time to compile it.
+    """
     batch, height, width, channels = x.shape
     shape, kernel = (batch, height, width, channels), (weight.shape[2], weight.shape[3])
     tiles, are_good = _tiles_of_products(shape, weight.shape[0], kernel, (dilation[0], dilation[1]), sizes)
     if not tiles:
         return others
-    return [*tiles, *others[:4]] if are_good else [*others[:4], *tiles]
+    return [*tiles, others[0]] if are_good else [*others[:4], *tiles[:2]]
 
 
 @functools.lru_cache(1024)

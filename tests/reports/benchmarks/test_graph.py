@@ -1,5 +1,6 @@
 """Passes as CUDA graphs. There need be no GPU: graph and streams are fakes that note the order of all calls."""
 
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +10,7 @@ from localmix.cli import main
 from localmix.reports.benchmarks import contenders, operators
 from localmix.reports.benchmarks.graph import WARM_UPS, Replay, stream_of_graphs
 from localmix.reports.benchmarks.operators import bench_operators
-from localmix.reports.benchmarks.problems import problem
+from localmix.reports.benchmarks.problems import NAMES, problem
 
 LOST = RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
@@ -62,7 +63,8 @@ def log(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream("side", log))
+    numbers = itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream(f"side {next(numbers)}", log))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     return log
 
@@ -88,11 +90,11 @@ def test_a_pass_is_warmed_up_captured_where_it_runs_and_replayed(log):
         replay = Replay(run)
         replay()
     assert log == [
-        *("side waits for default", "enter side"),
+        *("side 1 waits for default", "enter side 1"),
         *(["run"] * WARM_UPS),
-        *("capture on side", "run", "end"),
+        *("capture on side 1", "run", "end"),
         *("replay", "replay"),
-        *("leave side", "default waits for side"),
+        *("leave side 1", "default waits for side 1"),
     ]
     assert [float(result.sum()) for result in results] == [3.0, 8.0]
     assert replay.run is run
@@ -177,3 +179,17 @@ def test_a_cpu_has_no_graphs(monkeypatch, capsys, device):
         bench_operators(ops=["local_mlp"], shape=(8, 9, 32), device=device, graph=True)
     assert main(["bench", "ops", "--graph", "--device", device]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_our_kernels_are_captured_on_a_gpu(name):
+    """And take part beside PyTorch's own, in both directions."""
+    results = bench_operators(
+        ops=[name], impls=["triton", "aten"], shape=(14, 14, 64), batch=2, device="cuda", graph=True, rounds=2
+    )
+    assert results["settings"]["graph"] is True
+    ours = [row for row in results["rows"] if row["label"] == "triton"]
+    assert [row["direction"] for row in ours] == ["forward", "backward"]
+    assert [row["refused"] for row in ours] == [None, None]
+    assert all(row["ms"]["p50"] > 0 for row in ours)

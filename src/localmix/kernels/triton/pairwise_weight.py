@@ -165,7 +165,7 @@ def _run_gradients(
     def run(plan: Callable[..., tuning.Plan], *others: Tensor, flags: tuple[bool, ...] = ()) -> list[Tensor]:
         return tuning.run(plan, (*pointers, gradient, *others), (scale,), seen, has_bias, *flags)
 
-    of_query, of_key, of_value, of_bias = (query.new_empty(0) for _ in range(4))
+    of_query = of_key = of_value = of_bias = None
     if needed[0] or needed[1] or needed[3]:
         delta, of_query = run(launches.plan_query_gradient, output, peaks, logarithms, flags=needed[:1])
     else:
@@ -175,7 +175,7 @@ def _run_gradients(
     if needed[3]:
         (sums,) = run(launches.plan_bias_gradient, peaks, logarithms, delta)
         of_bias = launches.geometry_of(seen).gradient_of_bias(sums.sum(0), query.shape).to(query.dtype)
-    return of_query, of_key, of_value, of_bias
+    return tuple(query.new_empty(0) if of is None else of for of in (of_query, of_key, of_value, of_bias))
 
 
 def _dense(t: Tensor) -> Tensor:

@@ -141,8 +141,13 @@ def launch(
         warps: of a program.
         stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
     """
-    # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of
-    key = (id(kernel), programs, warps, stages, inputs[0].device, *map(_kind, inputs), *strides, *constants)
+    # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of:
+    # dtype and alignment of a tensor, an integer itself, of a float nothing
+    kinds = [
+        (v.dtype, v.data_ptr() % 16 == 0) if isinstance(v, Tensor) else float if isinstance(v, float) else v
+        for v in inputs
+    ]
+    key = (id(kernel), programs, warps, stages, inputs[0].device, *kinds, *strides, *constants)
     run = _compiled.get(key)
     with torch.cuda.device_of(inputs[0]):
         if run is not None:
@@ -219,13 +224,6 @@ def dot_dtype(x: Tensor) -> tl.dtype:
 def dot_precision(x: Tensor) -> str:
     """How a matrix unit may round float32, as `torch.backends.cuda.matmul.allow_tf32` has it."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def _kind(value: Any) -> Any:
-    """What a compiled kernel depends on: dtype and alignment of a tensor, an integer itself, of a float nothing."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0
-    return float if isinstance(value, float) else value
 
 
 def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:

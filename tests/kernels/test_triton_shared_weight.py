@@ -36,8 +36,8 @@ CASES = [
     ("depthwise_convolution", (1, 20, 18, 16), (7, 7), 1, False),
     ("depthwise_convolution", (18, 4, 3, 16), (2, 4), (3, 1), True),
     # all that a product can read along a row, and one column less: the bias has its gradient from there or not
-    ("depthwise_convolution", (1, 3, 17, 16), (5, 9), 1, True),
-    ("depthwise_convolution", (1, 3, 17, 16), (5, 8), 1, True),
+    ("depthwise_convolution", (2, 3, 17, 16), (5, 9), 1, True),
+    ("depthwise_convolution", (2, 3, 17, 16), (5, 8), 1, True),
     ("homogeneous_convolution", (3, 13, 9, 16), (3, 5), 2, True),
     # a kernel larger than the map, and the smallest
     ("depthwise_convolution", (5, 3, 2, 32), (7, 7), 1, True),
@@ -100,23 +100,24 @@ def test_products_come_first_where_they_fill_a_gpu():
     from localmix.kernels.triton.shared_weight_tiles import BY_PRODUCTS, has_products, with_products
 
     def kinds(shape, results=1):
-        x, weight = torch.empty(shape, device="meta"), torch.empty(results, shape[3], 7, 7, device="meta")
+        x, weight = torch.empty(shape, device="meta"), (results, shape[3], 7, 7)
         others = [(7, 8, 32, 4)] * 7
         tiles = with_products(x, weight, (1, 1), ((16, 8), (32, 16)), others)
         assert others[0] in tiles
         return [tile[1] == BY_PRODUCTS for tile in tiles]
 
     assert kinds((128, 56, 56, 96))[0]
-    assert kinds((128, 7, 7, 768))[0]
+    # a map that is too low to be cut: two tiles and one other
+    assert kinds((128, 7, 7, 768)) == [True, True, False]
     assert not kinds((1, 56, 56, 96))[0]
     assert kinds((128, 56, 56, 96), results=128)[0]
     # one image of 7 x 7 is one of 16 units
     assert not any(kinds((128, 7, 7, 768), results=128))
-    weight, x = torch.empty(1, 16, 7, 7), torch.empty(1, 9, 9, 16)
+    weight, x = (1, 16, 7, 7), torch.empty(1, 9, 9, 16)
     assert has_products(x, weight, (1, 1))
     assert not has_products(x, weight, (1, 2))
-    assert not has_products(x, torch.empty(1, 16, 8, 3), (1, 1))
-    assert not has_products(torch.empty(1, 9, 9, 20), torch.empty(1, 20, 7, 7), (1, 1))
+    assert not has_products(x, (1, 16, 8, 3), (1, 1))
+    assert not has_products(torch.empty(1, 9, 9, 20), (1, 20, 7, 7), (1, 1))
     assert not has_products(torch.empty(9 * 9 * 16 + 1)[1:].view(1, 9, 9, 16), weight, (1, 1))
 
 
@@ -126,6 +127,6 @@ def test_float32_takes_no_products_on_a_gpu(monkeypatch):
     from localmix.kernels.triton.shared_weight_tiles import has_products
 
     monkeypatch.setattr(tuning, "is_interpreted", lambda: False)
-    weight = torch.empty(1, 16, 7, 7)
+    weight = (1, 16, 7, 7)
     assert not has_products(torch.empty(1, 9, 9, 16), weight, (1, 1))
     assert has_products(torch.empty(1, 9, 9, 16, dtype=torch.bfloat16), weight, (1, 1))

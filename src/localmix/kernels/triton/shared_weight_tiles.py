@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,49 +63,49 @@ def _tiles_of(width: int, words: int, parts: int, vector: int, most_rows: int) -
     return list(dict.fromkeys(candidates))
 
 
-def has_products(x: Tensor, weight: Tensor, dilation: Sequence[int]) -> bool:
-    """Whether matrix units take these numbers, x is read in vectors, and a product has all that the kernel reads."""
-    takes = x.element_size() == 2 or tuning.is_interpreted()
-    aligned = x.shape[3] % _VECTORS == 0 and x.data_ptr() % 16 == 0
-    wide = (weight.shape[3] - 1) * dilation[1] + COLUMNS <= SOURCES
-    return takes and aligned and wide and weight.shape[2] <= _MOST_KERNEL_ROWS and not torch.version.hip
+def units_of(
+    shape: Sequence[int], weight: Sequence[int], dilation: Sequence[int], strips: int, block: int
+) -> tuple[int, tuple[int, int, int], int]:
+    """For products: rows of a strip, strips, tiles and blocks of channels, and units of one of N weights.
+
+    The rows fill whole rounds of a kernel's rows.
+    """
+    longest = tuning.cdiv(tuning.cdiv(shape[1], dilation[0]), strips)
+    rows = (tuning.cdiv(longest + weight[2] - 1, weight[2]) - 1) * weight[2] + 1
+    pieces = pieces_of(shape, dilation, rows, COLUMNS, block)
+    return rows, pieces, shape[0] // weight[0] * pieces[0] * pieces[1]
 
 
 def with_products(
-    x: Tensor, weight: Tensor, dilation: Sequence[int], sizes: tuple[Tile, ...], others: list[Any]
+    x: Tensor, weight: Sequence[int], dilation: Sequence[int], sizes: Sequence[Tile], others: list[Tile]
 ) -> list[Tile]:
-    """Candidates by products and, in case they are not faster here, one other; more others where they do not fill a GPU.
+    """Candidates (strips, `BY_PRODUCTS`, *size) and, in case it is faster here, one other; more where these are few.
 
-    Each costs its first user the time to compile it.
+    Maps are cut into strips where there are few programs without. There are no products where most of one would be
+    empty, as for the weights of one image of a small map. Each candidate costs its first user the time to compile it.
     """
-    batch, height, width, channels = x.shape
-    shape, kernel = (batch, height, width, channels), (weight.shape[2], weight.shape[3])
-    tiles, are_good = _tiles_of_products(shape, weight.shape[0], kernel, (dilation[0], dilation[1]), sizes)
-    if not tiles:
+    if not has_products(x, weight, dilation):
         return others
-    return [*tiles, others[0]] if are_good else [*others[:4], *tiles[:2]]
-
-
-@functools.lru_cache(1024)
-def _tiles_of_products(
-    shape: tuple[int, ...], results: int, kernel: Pair, dilation: Pair, sizes: tuple[Tile, ...]
-) -> tuple[list[Tile], bool]:
-    """Candidates (rows, `BY_PRODUCTS`, *size), and whether they fill their products and a GPU.
-
-    Rows fill whole rounds of a kernel's rows. Where there are few programs, maps are cut into strips. There are none
-    where most of a product would be empty, as for the weights of one image of a small map.
-    """
     candidates: list[Tile] = []
-    is_good = False
+    is_good, rows = False, 0
     for strips in (1, 2, 4):
-        rounds = tuning.cdiv(tuning.cdiv(tuning.cdiv(shape[1], dilation[0]), strips) + kernel[0] - 1, kernel[0])
-        rows = (rounds - 1) * kernel[0] + 1
-        strips_of_map, tiles, blocks = pieces_of(shape, dilation, rows, COLUMNS, sizes[0][0])
-        units = shape[0] // results * strips_of_map * tiles
-        products = tuning.cdiv(units, UNITS)
-        if 4 * units >= products * UNITS:
-            candidates = [*((rows, BY_PRODUCTS, *size) for size in sizes), *candidates]
-            is_good = 2 * units >= products * UNITS and results * products * blocks >= _FEW_PROGRAMS
-        if is_good and results * products * blocks >= 2 * _FEW_PROGRAMS:
+        fewer, pieces, units = units_of(x.shape, weight, dilation, strips, sizes[0][0])
+        if fewer == rows:
             break
-    return list(dict.fromkeys(candidates))[:4], is_good
+        rows = fewer
+        num_products = tuning.cdiv(units, UNITS)
+        programs = weight[0] * num_products * pieces[2]
+        if 4 * units >= num_products * UNITS:
+            candidates = [*((strips, BY_PRODUCTS, *size) for size in sizes), *candidates]
+            is_good = 2 * units >= num_products * UNITS and programs >= _FEW_PROGRAMS
+        if is_good and programs >= 2 * _FEW_PROGRAMS:
+            break
+    return [*candidates[:4], others[0]] if is_good else [*others[:4], *candidates[:2]]
+
+
+def has_products(x: Tensor, weight: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether matrix units take these numbers, x is read in vectors, and a product has all that the kernel reads."""
+    takes = x.element_size() == 2 or tuning.is_interpreted()
+    aligned = x.shape[3] % _VECTORS == 0 and x.data_ptr() % 16 == 0
+    wide = (weight[3] - 1) * dilation[1] + COLUMNS <= SOURCES
+    return takes and aligned and wide and weight[2] <= _MOST_KERNEL_ROWS and not torch.version.hip

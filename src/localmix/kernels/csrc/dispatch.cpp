@@ -218,9 +218,11 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
   threads = std::max<int64_t>(std::min(threads, units), 1);
   Scratch packed, sums;
   if (problem->bias) {
-    packed = scratch(size);
+    packed = unset_scratch(size);
     if (!packed) return 1;
-    set.pack(problem, packed.get());
+    spread(problem->heads, threads, [&](int64_t begin, int64_t end, int64_t) {
+      return set.pack(problem, packed.get(), begin, end), 0;
+    });
   }
   if (summed) {
     sums = scratch(size * threads);
@@ -230,8 +232,13 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
     const PairwiseBias bias{packed.get(), summed ? sums.get() + thread * size : nullptr};
     return kernel(problem, &bias, begin, end);
   });
-  // in the order of the threads, so that as many threads give the same sum
-  for (int64_t t = 0; summed && t < threads; ++t) set.unpack(problem, sums.get() + t * size);
+  if (summed) {
+    spread(problem->heads, threads, [&](int64_t begin, int64_t end, int64_t) {
+      // in the order of the threads, so that as many threads give the same sum
+      for (int64_t t = 0; t < threads; ++t) set.unpack(problem, sums.get() + t * size, begin, end);
+      return 0;
+    });
+  }
   return failed;
 }
 

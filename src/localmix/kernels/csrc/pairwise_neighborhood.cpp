@@ -43,16 +43,16 @@ int64_t bias_width(const PairwiseProblem& p) { return 2 * p.size_width - 1 + vec
 // [heads][2 h - 1][2 w - 1, padded]
 int64_t packed_size(const PairwiseProblem* p) { return p->heads * (2 * p->size_height - 1) * bias_width(*p); }
 
-void pack(const PairwiseProblem* p, float* packed) {
-  const int64_t distances = 2 * p->size_width - 1, width = bias_width(*p);
-  std::fill_n(packed, packed_size(p), 0.0f);
-  for (int64_t line = 0; line < p->heads * (2 * p->size_height - 1); ++line)
+void pack(const PairwiseProblem* p, float* packed, int64_t begin, int64_t end) {
+  const int64_t distances = 2 * p->size_width - 1, width = bias_width(*p), lines = 2 * p->size_height - 1;
+  std::fill(packed + begin * lines * width, packed + end * lines * width, 0.0f);
+  for (int64_t line = begin * lines; line < end * lines; ++line)
     std::copy_n(p->bias + line * distances, distances, packed + line * width);
 }
 
-void unpack(const PairwiseProblem* p, const float* sums) {
-  const int64_t distances = 2 * p->size_width - 1, width = bias_width(*p);
-  for (int64_t line = 0; line < p->heads * (2 * p->size_height - 1); ++line)
+void unpack(const PairwiseProblem* p, const float* sums, int64_t begin, int64_t end) {
+  const int64_t distances = 2 * p->size_width - 1, width = bias_width(*p), lines = 2 * p->size_height - 1;
+  for (int64_t line = begin * lines; line < end * lines; ++line)
     for (int64_t i = 0; i < distances; ++i) p->of_bias[line * distances + i] += sums[line * width + i];
 }
 

@@ -33,10 +33,11 @@ struct PairwiseBias {
 // Some units: windows, or lines of neighborhoods; 0 if it is done, 1 if memory ran out.
 using PairwiseKernel = int (*)(const PairwiseProblem*, const PairwiseBias*, int64_t begin, int64_t end);
 
-// How many floats the bias is when packed; how it is packed, and unpacked from the sums of a thread, added to of_bias.
+// How many floats the bias is when packed; how that of some heads is packed, and unpacked from the sums of a thread,
+// added to of_bias.
 using PairwiseSize = int64_t (*)(const PairwiseProblem*);
-using PairwisePack = void (*)(const PairwiseProblem*, float* packed);
-using PairwiseUnpack = void (*)(const PairwiseProblem*, const float* sums);
+using PairwisePack = void (*)(const PairwiseProblem*, float* packed, int64_t begin, int64_t end);
+using PairwiseUnpack = void (*)(const PairwiseProblem*, const float* sums, int64_t begin, int64_t end);
 
 struct PairwiseKernels {
   PairwiseKernel forward, backward;

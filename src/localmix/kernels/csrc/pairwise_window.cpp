@@ -22,11 +22,11 @@ int64_t slots_of(const PairwiseProblem& p) { return p.size_height * p.size_width
 // [heads][key slot][query slots, whole vectors]
 int64_t packed_size(const PairwiseProblem* p) { return p->heads * slots_of(*p) * whole_vectors(slots_of(*p)); }
 
-// Calls f(float of the packed biases, number of the given ones) for all pairs of slots.
+// Calls f(float of the packed biases, number of the given ones) for all pairs of slots of some heads.
 template <typename F>
-void for_pairs(const PairwiseProblem& p, F f) {
+void for_pairs(const PairwiseProblem& p, int64_t begin, int64_t end, F f) {
   const int64_t n = slots_of(p), stride = whole_vectors(n), width = 2 * p.kernel_width - 1;
-  for (int64_t h = 0; h < p.heads; ++h)
+  for (int64_t h = begin; h < end; ++h)
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) {
         const int64_t down = j / p.size_width - i / p.size_width + p.kernel_height - 1;
@@ -35,18 +35,19 @@ void for_pairs(const PairwiseProblem& p, F f) {
       }
 }
 
-void pack(const PairwiseProblem* p, float* packed) {
+void pack(const PairwiseProblem* p, float* packed, int64_t begin, int64_t end) {
   const int64_t n = slots_of(*p), stride = whole_vectors(n);
-  std::fill_n(packed, packed_size(p), 0.0f);
-  if (p->kernel_width) return for_pairs(*p, [&](int64_t to, int64_t from) { packed[to] = p->bias[from]; });
-  for (int64_t h = 0; h < p->heads; ++h)
-    transpose(p->bias + h * n * n, n, n, n, packed + h * n * stride, stride);
+  std::fill(packed + begin * n * stride, packed + end * n * stride, 0.0f);
+  if (p->kernel_width)
+    return for_pairs(*p, begin, end, [&](int64_t to, int64_t from) { packed[to] = p->bias[from]; });
+  for (int64_t h = begin; h < end; ++h) transpose(p->bias + h * n * n, n, n, n, packed + h * n * stride, stride);
 }
 
-void unpack(const PairwiseProblem* p, const float* sums) {
+void unpack(const PairwiseProblem* p, const float* sums, int64_t begin, int64_t end) {
   const int64_t n = slots_of(*p), stride = whole_vectors(n);
-  if (p->kernel_width) return for_pairs(*p, [&](int64_t from, int64_t to) { p->of_bias[to] += sums[from]; });
-  for (int64_t h = 0; h < p->heads; ++h)
+  if (p->kernel_width)
+    return for_pairs(*p, begin, end, [&](int64_t from, int64_t to) { p->of_bias[to] += sums[from]; });
+  for (int64_t h = begin; h < end; ++h)
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) p->of_bias[(h * n + i) * n + j] += sums[(h * n + j) * stride + i];
 }
@@ -123,10 +124,10 @@ class Head {
   void dot(const Window& w, const Floats& keys, const Floats& queries, int64_t first,
            int64_t count, Floats& out) {
     const int64_t used = whole_vectors(count);
-    transpose(&queries[first * dim_], dim_, count, p_.dim, transposed_.data(), width_);
     // slots that fill up a vector hold no number left from another window
-    for (int64_t d = 0; d < p_.dim && used > count; ++d)
-      std::fill(&transposed_[d * width_] + count, &transposed_[d * width_] + used, 0.0f);
+    if (count != count_) std::fill(transposed_.begin(), transposed_.end(), 0.0f);
+    count_ = count;
+    transpose(&queries[first * dim_], dim_, count, p_.dim, transposed_.data(), width_);
     product(Factor{keys.data(), dim_, 1}, w.positions, p_.dim, transposed_.data(), width_, used, out.data(), width_);
   }
 
@@ -205,6 +206,7 @@ class Head {
   const PairwiseProblem& p_;
   // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels
   int64_t n_, width_, line_, slots_, dim_;
+  int64_t count_ = 0;  // queries that are transposed
 
  public:
   Floats query, key, value, gradient, result, of_key, of_value;  // [position][dim]

@@ -14,6 +14,9 @@ CASES = [
     ("depthwise_convolution", {"x": (3, 5, 6, 1), "weight": (1, 4, 3)}, {"dilation": (2, 1)}),
     ("depthwise_convolution", {"x": (2, 3, 2, 33), "weight": (33, 7, 7), "bias": (33,)}, {}),
     ("depthwise_convolution", {"x": (2, 56, 56, 96), "weight": (96, 7, 7), "bias": (96,)}, {}),
+    # enough for products of matrices, in 16 bits
+    ("depthwise_convolution", {"x": (48, 14, 14, 384), "weight": (384, 7, 7), "bias": (384,)}, {}),
+    ("homogeneous_convolution", {"x": (32, 56, 56, 128), "weight": (32, 128, 5, 3)}, {"dilation": (1, 2)}),
     ("homogeneous_convolution", {"x": (3, 13, 9, 20), "weight": (3, 20, 7, 7), "bias": (20,)}, {}),
     ("homogeneous_convolution", {"x": (2, 4, 6, 3), "weight": (2, 3, 4, 5)}, {"dilation": (1, 2)}),
     ("inhomogeneous_convolution", {"x": (2, 13, 9, 24), "weight": (2, 13, 9, 4, 49)}, {"kernel_size": 7}),
@@ -62,7 +65,7 @@ CASES = [
     ),
     ("local_mlp", {"x": (2, 13, 25, 80), "weight": (1, 144, 144)}, {"window_size": 12, "shift": (6, 0)}),
 ]
-LIKELY_SUMMANDS = 2 * 56 * 56
+LIKELY_SUMMANDS = 48 * 14 * 14
 """Of the gradient of a shared weight: as many as there are positions."""
 
 

@@ -14,17 +14,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _numbers(words, PART: tl.constexpr, PARTS: tl.constexpr):
-    """One part of words of two bfloat16 numbers in float32, or the words, which are numbers then."""
-    if PARTS == 1:
-        return words.to(tl.float32)
-    elif PART == 0:
-        return (words << 16).to(tl.float32, bitcast=True)
-    else:
-        return (words & -65536).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _read(
     pointers,
     mask,
@@ -54,8 +43,12 @@ def _read(
                 b, d = tl.split(odd)
                 words = (a, b, c, d)
         for v in tl.static_range(VECTOR):
-            for part in tl.static_range(PARTS):
-                numbers += (_numbers(words[v], part, PARTS),)
+            if PARTS == 1:
+                numbers += (words[v].to(tl.float32),)
+            else:
+                # two numbers of bfloat16: float32 but for a shift or a mask
+                low = (words[v] << 16).to(tl.float32, bitcast=True)
+                numbers += (low, (words[v] & -65536).to(tl.float32, bitcast=True))
     return numbers
 
 
@@ -107,7 +100,6 @@ def weight_gradient(
     BLOCKS: tl.constexpr = 1 if IN_ONE else D // (PIECES * VECTOR * PARTS)
     READ: tl.constexpr = 1 if IN_ONE else EACH
     NUMBERS: tl.constexpr = READ * PIECES * VECTOR * PARTS
-    EACH_NUMBERS: tl.constexpr = NUMBERS // EACH
 
     pid = tl.program_id(0).to(tl.int64)
     unit = (pid % blocks).to(tl.int32) * BLOCK_U + tl.arange(0, BLOCK_U)
@@ -163,18 +155,18 @@ def weight_gradient(
                         for e in tl.static_range(EACH):
                             total = sums[(r * STEP + t) * EACH + e]
                             if m == r + t:
-                                for n in tl.static_range(EACH_NUMBERS):
-                                    total += own[r * NUMBERS + e * EACH_NUMBERS + n] * values[e * EACH_NUMBERS + n]
+                                for n in tl.static_range(e * NUMBERS // EACH, (e + 1) * NUMBERS // EACH):
+                                    total += own[r * NUMBERS + n] * values[n]
                             added += (total,)
                 sums = added
         for r in tl.static_range(ROWS):
             row = first + r * DH
-            line = of_weight + row.to(tl.int64) * stride_h + of_result
+            results = of_weight + row.to(tl.int64) * stride_h + of_result
             for t in tl.static_range(STEP):
                 tap = (i + t) * KW + j
                 # the last taps may be beyond the kernel
                 mask = (column < tl.where((row < rows) & (i + t < KH), width, 0))[:, None] & in_units[None, :]
-                pointers = line + tap.to(tl.int64) * stride_k
+                pointers = results + tap.to(tl.int64) * stride_k
                 result = sums[(r * STEP + t) * EACH]
                 if EACH == 2:
                     result = tl.join(result, sums[(r * STEP + t) * EACH + 1])

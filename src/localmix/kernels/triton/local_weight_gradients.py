@@ -131,9 +131,13 @@ def run_projected_gradients(
         if needed[1] or needed[2]:
             torch.mm(of_taps.t(), features[first : first + positions], out=partial[index])
     if needed[1] or needed[2]:
-        sums = partial.sum(0, dtype=torch.float32).view(num_taps, groups, -1).transpose(0, 1).to(x.dtype)
-        of_projection = sums[..., :rank].reshape(lines, rank).contiguous() if needed[1] else of_projection
-        of_bias = sums[..., rank].reshape(lines).contiguous() if needed[2] else of_bias
+        sums = partial.sum(0, dtype=torch.float32).view(num_taps, groups, -1).transpose(0, 1)
+        if needed[1]:
+            of_projection = x.new_empty(lines, rank)
+            of_projection.view(groups, num_taps, rank).copy_(sums[..., :rank])
+        if needed[2]:
+            of_bias = x.new_empty(lines)
+            of_bias.view(groups, num_taps).copy_(sums[..., rank])
     return of_hidden, of_projection, of_bias
 
 
@@ -182,7 +186,7 @@ def _words(gradient: Tensor, x: Tensor, groups: int, dim: int) -> _Words:
 def _tiles(rows: int, width: int, units: int, numbers: int) -> list[tuple[int, int, int, int]]:
     """Candidates (rows, columns, units of groups, warps) where a thread keeps so many numbers of a position."""
     candidates = []
-    for most_rows, warps in ((4, 4), (4, 2), (2, 4)) if numbers <= 12 else ((2, 4), (4, 4), (2, 2)):
+    for most_rows, warps in ((4, 4), (4, 2), (2, 4)) if numbers <= 12 else ((2, 4), (2, 2)):
         block = min(tuning.next_power_of_2(units), 16)
         columns = min(32 * warps // block, tuning.next_power_of_2(width))
         candidates.append((min(most_rows, rows), columns, block, warps))

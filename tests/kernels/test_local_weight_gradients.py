@@ -81,14 +81,14 @@ def test_of_the_weights_is_that_of_the_definition(gradients, case, groups_innerm
 )
 def test_channels_are_read_in_words_where_they_can_be(gradients, case, expected):
     shape, groups, dim, *_, dtype = MAPS[case]
-    assert gradients._words(*draw(shape, groups, dim, dtype), groups, dim) == expected
+    assert gradients._in_words(*draw(shape, groups, dim, dtype), groups)[2] == expected
 
 
 def test_what_is_no_multiple_of_four_bytes_away_is_read_in_single_numbers(gradients):
     (gradient, x), size = draw((1, 3, 4), 2, 2, torch.bfloat16), (1, 3, 4, 4)
     away = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(size)
     assert away.data_ptr() % 4
-    assert gradients._words(gradient, away, 2, 2).parts == 1
+    assert gradients._in_words(gradient, away, 2)[2].parts == 1
     results = [unwritten(size[:3], 2, 6, torch.bfloat16) for _ in range(2)]
     for result, source in zip(results, (x, away), strict=True):
         gradients.run_weight_gradient(gradient, source, result, (3, 2), (1, 1))
@@ -124,7 +124,8 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     gradient, x = draw((1, 9, 4), 2, 2, torch.float32)
     whole, rows = unwritten((1, 9, 4), 2, 6, torch.float32), unwritten((1, 5, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, whole, (3, 2), dilation)
-    gradients.run_weight_gradient(gradient[:, 3:8], x, rows, (3, 2), dilation, 3)
+    own, maps, words = gradients._in_words(gradient[:, 3:8], x, 2)
+    gradients._writer(own, maps, rows, words, (3, 2), dilation, 3)(own, maps)
     assert rows.equal(whole[:, 3:8])
 
 
@@ -150,21 +151,21 @@ def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
     """Three images of 3 rows of 4 positions with 2 * 6 weights are 144 numbers each; also with bias and without."""
     monkeypatch.setattr(gradients, "_BUFFER_NUMBERS", most)
     monkeypatch.setattr(gradients, "_BUFFER_OF_X", 100)
-    run, seen = gradients.run_weight_gradient, []
-    monkeypatch.setattr(gradients, "run_weight_gradient", lambda *args: (seen.append(args[2].numel()), run(*args)))
+    product, seen = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: (seen.append(a.numel()), product(a, b, out=out)))
     shapes = {"x": (3, 3, 4, 6), "hidden": (3, 3, 4, rank), "projection": (12, rank), "projection_bias": (12,)}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     options, gradient = {"kernel_size": (3, 2), "num_groups": 2}, torch.randn(shapes["x"])
     for named in (tensors, {name: t for name, t in tensors.items() if name != "projection_bias"}):
         seen.clear()
         check_operator("projected_inhomogeneous_convolution", named, options, gradient, impl="triton")
-        assert len(seen) == parts
+        assert len(seen) == 2 * parts
         assert max(seen) <= most
 
 
 def test_the_gradient_of_all_weights_is_never_in_memory(gradients, monkeypatch):
     """Of the maps of a first stage; the kernel itself is left out, which the interpreter would take minutes for."""
-    monkeypatch.setattr(gradients, "run_weight_gradient", lambda *args: args[2].fill_(1.0))
+    monkeypatch.setattr(gradients, "_writer", lambda *args: lambda own, maps: args[2].fill_(1.0))
     x, hidden, projection = torch.ones(8, 28, 28, 96), torch.ones(8, 28, 28, 24), torch.ones(32 * 49, 24)
 
     def run():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
-
-Pair = tuple[int, int]
 
 _MOST_NUMBERS = 24
 """Channels of a block that are kept in float32, at most."""
@@ -48,31 +46,39 @@ class _Words(NamedTuple):
 
 
 def run_weight_gradient(
+    gradient: Tensor, x: Tensor, of_weight: Tensor, kernel: Sequence[int], dilation: Sequence[int]
+) -> None:
+    """Writes of_weight [B, H, W, G, K], in its strides."""
+    if not of_weight.numel():
+        return
+    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), of_weight.shape[3])
+    _writer(gradient, x, of_weight, words, kernel, dilation)(gradient, x)
+
+
+def _writer(
     gradient: Tensor,
     x: Tensor,
     of_weight: Tensor,
+    words: _Words,
     kernel: Sequence[int],
     dilation: Sequence[int],
     first_row: int = 0,
-) -> None:
-    """Writes of_weight [B, rows, W, G, K], in its strides; gradient [B, rows, W, C] from a row of x [B, H, W, C] on."""
-    if not of_weight.numel():
-        return
-    gradient, x = gradient.contiguous(), x.contiguous()
+) -> Callable[[Tensor, Tensor], None]:
+    """What writes of_weight [B, rows, W, G, K], given gradient [B, rows, W, words] and x [B, H, W, words] like these.
+
+    The rows of gradient and of_weight are those of x from the first one on.
+    """
     batch, rows, width, groups, _ = of_weight.shape
-    height, channels = x.shape[1], x.shape[3]
-    dim, strides = channels // groups, of_weight.stride()
-    words = _words(gradient, x, groups, dim)
-    if words.parts == 2:
-        gradient, x = gradient.view(torch.int32), x.view(torch.int32)
+    height, channels, strides = x.shape[1], x.shape[3] * words.parts, of_weight.stride()
     units = groups // words.each
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
     # along a row, over its border too, of maps and of the result
     reach = max(2 * (width + dilation[1] * kernel[1]) * channels, width * strides[2] + groups * strides[3])
+    constants = (groups, channels // groups, *kernel, *dilation, *words[:4], tuning.integers_up_to(reach), step)
 
-    def run(strip: int, tile: int, block: int, warps: int) -> None:
+    def run(strip: int, tile: int, block: int, warps: int, gradient: Tensor = gradient, x: Tensor = x) -> None:
         strips = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip)
         tiles, blocks = tuning.cdiv(width, tile), tuning.cdiv(units, block)
         programs = batch * strips * tiles * blocks
@@ -82,13 +88,15 @@ def run_weight_gradient(
             programs * shares,
             (gradient, x, of_weight, rows, first_row, height, width, strips, tiles, blocks, shares, top, left),
             strides,
-            (groups, dim, *kernel, *dilation, *words[:4], tuning.integers_up_to(reach), step, strip, tile, block),
+            (*constants, strip, tile, block),
             warps,
         )
 
     candidates = _tiles(tuning.cdiv(rows, dilation[0]), width, units, words.numbers)
     problem = ((batch, rows, width, channels), (groups, strides[3] == 1), kernel, dilation)
-    run(*tuning.choose("local_weight_gradient", problem, candidates, run, gradient))
+    # of_weight has the dtype of the maps, which words have not
+    chosen = tuning.choose("local_weight_gradient", problem, candidates, run, of_weight)
+    return lambda gradient, x: run(*chosen, gradient, x)
 
 
 def run_projected_gradients(
@@ -103,40 +111,45 @@ def run_projected_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, projection and its bias; an empty tensor for one that is not needed."""
     (lines, rank), (batch, height, width, _) = projection.shape, x.shape
-    num_taps = lines // groups
+    num_taps, of_x = lines // groups, x.numel()
     of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(3))
     if needed[0]:
         of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     if not x.numel():
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
-    gradient, x, lines_of_hidden = gradient.contiguous(), x.contiguous(), of_hidden.view(-1, rank)
-    parts = list(_parts(batch, height, width * lines, min(_BUFFER_NUMBERS, _BUFFER_OF_X * x.numel())))
+    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), groups)
+    parts = list(_parts(batch, height, width * lines, min(_BUFFER_NUMBERS, _BUFFER_OF_X * of_x)))
     # groups innermost: side by side a thread writes them, and neighbors beside it
-    buffer = x.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
+    buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     if needed[0]:
         by_taps = projection.unflatten(0, (groups, num_taps)).transpose(0, 1).reshape(lines, rank)
+        rows_of_hidden = of_hidden.view(-1, rank)
     if needed[1] or needed[2]:
         # ones beside hidden: the bias is a feature that is 1 everywhere; eight times a number of columns are aligned
         features = torch.nn.functional.pad(hidden, (0, 8 - rank % 8), value=1.0).flatten(0, 2)
-        partial = x.new_empty((len(parts), lines, features.shape[1]))
+        partial = hidden.new_empty((len(parts), lines, features.shape[1]))
+    writers: dict[tuple[int, int, int], Callable[[Tensor, Tensor], None]] = {}
+    of_positions, positions_of_x, size = gradient.view(-1, gradient.shape[3]), x.view(-1, x.shape[3]), height * width
     for index, (image, images, row, rows) in enumerate(parts):
-        first, positions = (image * height + row) * width, images * rows * width
-        of_taps = buffer[:positions]
-        of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-        of_rows, maps = gradient[image : image + images, row : row + rows], x[image : image + images]
-        run_weight_gradient(of_rows, maps, of_weight, kernel, dilation, row)
+        first, number = image * size + row * width, images * rows * width
+        of_taps = buffer[:number]
+        own, maps = of_positions[first : first + number], positions_of_x[image * size : (image + images) * size]
+        if (images, row, rows) not in writers:
+            of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
+            writers[images, row, rows] = _writer(own, x, of_weight, words, kernel, dilation, row)
+        writers[images, row, rows](own, maps)
         if needed[0]:
-            torch.mm(of_taps, by_taps, out=lines_of_hidden[first : first + positions])
+            torch.mm(of_taps, by_taps, out=rows_of_hidden[first : first + number])
         if needed[1] or needed[2]:
-            torch.mm(of_taps.t(), features[first : first + positions], out=partial[index])
+            torch.mm(of_taps.t(), features[first : first + number], out=partial[index])
     if needed[1] or needed[2]:
         sums = partial.sum(0, dtype=torch.float32).view(num_taps, groups, -1).transpose(0, 1)
         if needed[1]:
-            of_projection = x.new_empty(lines, rank)
+            of_projection = hidden.new_empty(lines, rank)
             of_projection.view(groups, num_taps, rank).copy_(sums[..., :rank])
         if needed[2]:
-            of_bias = x.new_empty(lines)
+            of_bias = hidden.new_empty(lines)
             of_bias.view(groups, num_taps).copy_(sums[..., rank])
     return of_hidden, of_projection, of_bias
 
@@ -166,20 +179,24 @@ def _shares(number: int, most: int) -> Iterator[tuple[int, int]]:
         yield first, number * (share + 1) // shares - first
 
 
-def _words(gradient: Tensor, x: Tensor, groups: int, dim: int) -> _Words:
+def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor, _Words]:
+    """Both maps as what a thread reads at a time, and how it does."""
+    dim = x.shape[3] // groups
     each = 2 if groups % 2 == 0 else 1
-    is_paired = x.dtype == torch.bfloat16 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
-    if each * dim <= _MOST_NUMBERS:
-        parts = 2 if is_paired and each * dim % 2 == 0 else 1
-        words = each * dim // parts
-        vector = math.gcd(words, 4)
-        return _Words(each, parts, vector, words // vector, each * dim)
-    parts = 2 if is_paired and dim % 2 == 0 else 1
-    words = dim // parts
-    vector = math.gcd(words, 4)
-    most = max(1, _MOST_NUMBERS // (each * parts * vector))
-    pieces = max(p for p in range(1, most + 1) if words // vector % p == 0)
-    return _Words(each, parts, vector, pieces, each * pieces * vector * parts)
+    # a block is a unit of groups or a part of one group, and full of words
+    block = each * dim if each * dim <= _MOST_NUMBERS else dim
+    is_paired = x.dtype == torch.bfloat16 and block % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
+    parts = 2 if is_paired else 1
+    number = block // parts
+    vector = math.gcd(number, 4)
+    pieces = number // vector
+    if each * dim > _MOST_NUMBERS:
+        most = max(1, _MOST_NUMBERS // (each * parts * vector))
+        pieces = max(p for p in range(1, most + 1) if pieces % p == 0)
+        block = each * pieces * vector * parts
+    if is_paired:
+        gradient, x = gradient.view(torch.int32), x.view(torch.int32)
+    return gradient, x, _Words(each, parts, vector, pieces, block)
 
 
 @functools.cache

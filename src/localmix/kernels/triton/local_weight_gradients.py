@@ -122,35 +122,40 @@ def run_projected_gradients(
     parts = list(_parts(batch, height, width * lines, min(_BUFFER_NUMBERS, _BUFFER_OF_X * of_x)))
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
+    # views cost a microsecond each, unless they are made together
+    sizes = [images * rows * width for _, images, _, rows in parts]
+    own = gradient.view(-1, gradient.shape[3]).split(sizes)
     if needed[0]:
         by_taps = projection.unflatten(0, (groups, num_taps)).transpose(0, 1).reshape(lines, rank)
-        rows_of_hidden = of_hidden.view(-1, rank)
+        of_features = of_hidden.view(-1, rank).split(sizes)
     if needed[1] or needed[2]:
         # ones beside hidden: the bias is a feature that is 1 everywhere; eight times a number of columns are aligned
-        features = torch.nn.functional.pad(hidden, (0, 8 - rank % 8), value=1.0).flatten(0, 2)
-        partial = hidden.new_empty((len(parts), lines, features.shape[1]))
-    writers: dict[tuple[int, int, int], Callable[[Tensor, Tensor], None]] = {}
-    of_positions, positions_of_x, size = gradient.view(-1, gradient.shape[3]), x.view(-1, x.shape[3]), height * width
+        padded = torch.nn.functional.pad(hidden, (0, 8 - rank % 8), value=1.0).flatten(0, 2)
+        features = padded.split(sizes)
+        partial = hidden.new_empty((len(parts), lines, padded.shape[1]))
+        sums = partial.unbind()
+    writers: dict[tuple[int, int, int], tuple[Callable[[Tensor, Tensor], None], Tensor, Tensor]] = {}
     for index, (image, images, row, rows) in enumerate(parts):
-        first, number = image * size + row * width, images * rows * width
-        of_taps = buffer[:number]
-        own, maps = of_positions[first : first + number], positions_of_x[image * size : (image + images) * size]
-        if (images, row, rows) not in writers:
+        written = writers.get((images, row, rows))
+        if written is None:
+            of_taps = buffer[: sizes[index]]
             of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-            writers[images, row, rows] = _writer(own, x, of_weight, words, kernel, dilation, row)
-        writers[images, row, rows](own, maps)
+            write = _writer(own[index], x, of_weight, words, kernel, dilation, row)
+            written = writers[images, row, rows] = write, of_taps, of_taps.t()
+        write, of_taps, transposed = written
+        write(own[index], x[image:])
         if needed[0]:
-            torch.mm(of_taps, by_taps, out=rows_of_hidden[first : first + number])
+            torch.mm(of_taps, by_taps, out=of_features[index])
         if needed[1] or needed[2]:
-            torch.mm(of_taps.t(), features[first : first + number], out=partial[index])
+            torch.mm(transposed, features[index], out=sums[index])
     if needed[1] or needed[2]:
-        sums = partial.sum(0, dtype=torch.float32).view(num_taps, groups, -1).transpose(0, 1)
+        total = partial.sum(0, dtype=torch.float32).view(num_taps, groups, -1).transpose(0, 1)
         if needed[1]:
             of_projection = hidden.new_empty(lines, rank)
-            of_projection.view(groups, num_taps, rank).copy_(sums[..., :rank])
+            of_projection.view(groups, num_taps, rank).copy_(total[..., :rank])
         if needed[2]:
             of_bias = hidden.new_empty(lines)
-            of_bias.view(groups, num_taps).copy_(sums[..., rank])
+            of_bias.view(groups, num_taps).copy_(total[..., rank])
     return of_hidden, of_projection, of_bias
 
 

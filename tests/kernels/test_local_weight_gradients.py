@@ -47,9 +47,9 @@ def unwritten(shape, groups, num_taps, dtype, *, groups_innermost=True):
 
 
 def assert_right(of_weight, gradient, x, kernel, dilation):
-    """As exact as plain PyTorch in this dtype, but for the order of a sum."""
+    """As exact as plain PyTorch in the dtype of the result, but for the order of a sum."""
     groups, results = of_weight.shape[3], []
-    for dtype in (torch.float64, x.dtype):
+    for dtype in (torch.float64, of_weight.dtype):
         weight = torch.zeros(*x.shape[:3], groups, kernel[0] * kernel[1], dtype=dtype, requires_grad=True)
         y = functional.inhomogeneous_convolution(x.to(dtype), weight, kernel_size=kernel, dilation=dilation)
         results += torch.autograd.grad(y, weight, gradient.to(dtype))
@@ -62,7 +62,8 @@ def test_of_the_weights_is_that_of_the_definition(gradients, case, groups_innerm
     shape, groups, dim, kernel, dilation, dtype = MAPS[case]
     gradient, x = draw(shape, groups, dim, dtype)
     num_taps = kernel[0] * kernel[1]
-    of_weight = unwritten(shape, groups, num_taps, dtype, groups_innermost=groups_innermost)
+    # in float32, so that nothing is lost in a last rounding
+    of_weight = unwritten(shape, groups, num_taps, single, groups_innermost=groups_innermost)
     gradients.run_weight_gradient(gradient, x, of_weight, kernel, dilation)
     assert_right(of_weight, gradient, x, kernel, dilation)
 

@@ -96,6 +96,10 @@ def compile_all():
         each = x.new_empty(x.shape[0], x.shape[3], 5, 3)
         torch.ops.localmix.triton_shared_weight_backward(x, x, each, (1, 2), (True, True, True))
 
+    def launch_weight_gradient(x, groups):
+        weight = x.new_empty(*x.shape[:3], 49, groups).transpose(3, 4)
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, (7, 7), (1, 1), (False, True))
+
     def launch_local_mlp(x, groups, size):
         weight, sizes = x.new_empty(groups, size**2, size**2), ((size, size), (size // 2, size // 2))
         torch.ops.localmix.triton_window_weight(x, weight, weight[:, 0], *sizes)
@@ -118,6 +122,9 @@ def compile_all():
         if x.element_size() == 2:
             launch_products(x.new_empty(128, 28, 28, 192))
             launch_products(x.new_empty(512, 14, 9, 48))
+        launch_weight_gradient(x, 64)  # of three channels
+        launch_weight_gradient(x, 3)  # and of many, in blocks
+        launch_weight_gradient(x, 8)
         launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)
@@ -147,8 +154,6 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "shared_weight_gradient",
         "apply",
         "weight_gradient",
-        "hidden_gradient",
-        "projection_gradient",
     }
     expected |= {
         "attend_in_windows",
@@ -158,16 +163,14 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "key_gradient",
         "bias_gradient",
         "apply_by_channels",
-        "hidden_gradient_by_channels",
-        "projection_gradient_by_channels",
         "mix_windows",
         "matrix_gradient",
         "convolve_by_products",
         "shared_weight_gradient_by_products",
     }
     assert names == expected
-    # products in float32 are made by groups alone, and of weights that are shared not at all
-    assert len(launches) == 2 * 3 * len(expected) - 2 * 2 - 2 * 2
+    # products of weights that are shared are not for float32
+    assert len(launches) == 2 * 3 * len(expected) - 2 * 2
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

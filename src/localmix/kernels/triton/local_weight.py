@@ -10,6 +10,7 @@ from torch import Tensor
 
 from localmix.kernels.linear import register
 from localmix.kernels.triton import local_weight_launches as launches
+from localmix.kernels.triton.local_weight_gradients import run_projected_gradients, run_weight_gradient
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -65,7 +66,7 @@ def _backward(
         of_x = launches.run_apply(gradient, weight, kernel_size, dilation, transposed=True)
     if needed[1]:
         of_weight = torch.empty_like(weight)
-        launches.run_weight_gradient(gradient, x, of_weight, kernel_size, dilation)
+        run_weight_gradient(gradient, x, of_weight, kernel_size, dilation)
     return of_x, of_weight
 
 
@@ -125,17 +126,13 @@ def _projected_backward(
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, hidden, projection and bias, empty where not needed; the weights are made again."""
-    of_x, of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(4))
+    of_x = x.new_empty(0)
     if needed[0]:
         of_x = launches.run_apply(
             gradient, (hidden, projection, bias, num_groups), kernel_size, dilation, transposed=True
         )
-    if needed[1]:
-        of_hidden = launches.run_hidden_gradient(gradient, x, hidden, projection, num_groups, kernel_size, dilation)
-    if needed[2] or needed[3]:
-        sums = launches.run_projection_gradient(gradient, x, hidden, projection, num_groups, kernel_size, dilation)
-        of_projection, of_bias = (s if n else x.new_empty(0) for s, n in zip(sums, needed[2:], strict=True))
-    return of_x, of_hidden, of_projection, of_bias
+    others = run_projected_gradients(gradient, x, hidden, projection, num_groups, kernel_size, dilation, needed[1:])
+    return of_x, *others
 
 
 @_projected_backward.register_fake

@@ -1,7 +1,4 @@
-"""How the kernels for weights of its own at every position are launched: their tiles, shares and strides.
-
-No gradient is summed by atomic additions: each program sums its share, and the shares are summed in one order.
-"""
+"""How the kernels for weights of its own at every position are launched: their tiles and strides."""
 
 from __future__ import annotations
 
@@ -22,8 +19,6 @@ Tile = tuple[int, ...]
 
 _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
-
-_MOST_SHARES = 64
 
 _SMALL_GROUP = 8
 """Channels of a group up to which blocks of channels may be faster than blocks of groups."""
@@ -82,128 +77,6 @@ def run_apply(
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
     run(*tuning.choose(name, problem, _tiles(x, groups, bool(rank)), run, x))
     return y
-
-
-def run_weight_gradient(
-    gradient: Tensor, x: Tensor, of_weight: Tensor, kernel: Sequence[int], dilation: Sequence[int]
-) -> None:
-    if not of_weight.numel():
-        return
-    gradient, x = gradient.contiguous(), x.contiguous()
-    batch, height, width, channels = x.shape
-    groups = of_weight.shape[3]
-
-    def run(tile_h: int, tile_w: int, block_g: int, block_d: int, warps: int) -> None:
-        tiles_h, tiles_w, blocks_g = (
-            tuning.cdiv(height, tile_h),
-            tuning.cdiv(width, tile_w),
-            tuning.cdiv(groups, block_g),
-        )
-        tuning.launch(
-            kernels.weight_gradient,
-            batch * tiles_h * tiles_w * blocks_g,
-            (gradient, x, of_weight, height, width, tiles_h, tiles_w, blocks_g, *_before(kernel, dilation)),
-            of_weight.stride(),
-            (groups, channels // groups, *kernel, *dilation, tile_h, tile_w, block_g, block_d),
-            warps,
-        )
-
-    candidates = _tiles_of_groups(width, groups, channels // groups, False, 64)
-    problem = (x.shape, (groups, of_weight.stride(3) == 1), kernel, dilation)
-    run(*tuning.choose("local_weight_gradient", problem, candidates, run, x))
-
-
-def run_hidden_gradient(
-    gradient: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    projection: Tensor,
-    groups: int,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    if not of_hidden.numel():
-        return of_hidden
-    gradient, x, projection = gradient.contiguous(), x.contiguous(), projection.contiguous()
-    batch, height, width, channels = x.shape
-    rank, block_r = hidden.shape[3], _block_of_rank(hidden.shape[3])
-
-    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
-        tiles, blocks_r = (tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)), tuning.cdiv(rank, block_r)
-        constants = (groups, channels // groups, rank, *kernel, *dilation, *_products_of(x))
-        if block_d == _BY_CHANNELS:
-            function, blocks = by_channels.hidden_gradient_by_channels, (blocks_r,)
-            sizes = (tuning.integers_up_to(height * width * max(channels, rank)), tile_h, tile_w, block)
-        else:
-            function, blocks = kernels.hidden_gradient, (tuning.cdiv(groups, block), blocks_r)
-            sizes = (tile_h, tile_w, block, block_d)
-        tuning.launch(
-            function,
-            batch * math.prod(tiles) * blocks_r,
-            (gradient, x, projection, of_hidden, height, width, *tiles, *blocks),
-            _before(kernel, dilation),
-            (*constants, *sizes, block_r),
-            warps,
-        )
-
-    problem = (x.shape, (groups, rank), kernel, dilation)
-    run(*tuning.choose("projected_local_weight_hidden", problem, _tiles(x, groups, True), run, x))
-    return of_hidden
-
-
-def run_projection_gradient(
-    gradient: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    projection: Tensor,
-    groups: int,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Gradients of projection and of its bias."""
-    lines, rank = projection.shape
-    if not x.numel():
-        return x.new_zeros(lines, rank), x.new_zeros(lines)
-    gradient, x, hidden = gradient.contiguous(), x.contiguous(), hidden.contiguous()
-    batch, height, width, channels = x.shape
-    block_r, num_taps = _block_of_rank(rank), kernel[0] * kernel[1]
-
-    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
-        tiles, blocks_r = (tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)), tuning.cdiv(rank, block_r)
-        rows = channels * num_taps if block_d == _BY_CHANNELS else lines
-        # the sums of the shares are no more numbers than x has
-        shares = max(1, min(batch * math.prod(tiles), _MOST_SHARES, x.numel() // (rows * (rank + 1))))
-        # and those of a program fit the registers
-        taps = max(1, min(num_taps, 4096 // (block * block_r), 2 if x.dtype == torch.float32 else 4))
-        partial = x.new_empty((shares, rows, rank), dtype=torch.float32)
-        partial_of_bias = x.new_empty((shares, rows), dtype=torch.float32)
-        constants = (groups, channels // groups, rank, *kernel, *dilation, *_products_of(x))
-        if block_d == _BY_CHANNELS:
-            function, blocks = by_channels.projection_gradient_by_channels, tuning.cdiv(channels, block)
-            sizes = (tuning.integers_up_to(height * width * max(channels, rank)), taps, tile_h, tile_w, block)
-        else:
-            function, blocks = kernels.projection_gradient, tuning.cdiv(groups, block)
-            sizes = (taps, tile_h, tile_w, block, block_d)
-        tuning.launch(
-            function,
-            shares * tuning.cdiv(num_taps, taps) * blocks * blocks_r,
-            (gradient, x, hidden, partial, partial_of_bias, height, width, *tiles, blocks, blocks_r),
-            (shares, batch * math.prod(tiles), *_before(kernel, dilation)),
-            (*constants, *sizes, block_r),
-            warps,
-            stages=1,
-        )
-        return partial, partial_of_bias
-
-    problem = (x.shape, (groups, rank), kernel, dilation)
-    partial, partial_of_bias = run(
-        *tuning.choose("projected_local_weight_projection", problem, _tiles(x, groups, True, 16), run, x)
-    )
-    # of channels or of groups: [shares, G, D or 1, K, R]
-    each = (-1, groups, partial.shape[1] // lines, num_taps)
-    of_projection, of_bias = partial.view(*each, rank).sum((0, 2)), partial_of_bias.view(each).sum((0, 2))
-    return of_projection.flatten(0, 1).to(projection.dtype), of_bias.flatten().to(projection.dtype)
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:

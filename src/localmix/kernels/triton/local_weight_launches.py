@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_channels as by_channels
+from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 
@@ -30,6 +31,12 @@ _SMALL_GROUP = 8
 
 _BY_CHANNELS = 0
 """Stands for the channels of a group in a tile of channels, whatever their groups."""
+
+_BY_ROWS = -1
+"""Stands there in a tile (rows, columns, channels, `_BY_ROWS`, warps) of strips of so many rows."""
+
+_POSITIONS = 64
+"""Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
 def run_apply(
@@ -61,6 +68,9 @@ def run_apply(
     largest = height * width * max(channels, rank) + reach
 
     def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
+        if block_d == _BY_ROWS:
+            run_by_rows(tile_h, tile_w, block, warps)
+            return
         tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
         constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
         if block_d == _BY_CHANNELS:
@@ -78,9 +88,36 @@ def run_apply(
             warps,
         )
 
+    def run_by_rows(rows: int, tile_w: int, block: int, warps: int) -> None:
+        strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
+        tiles_s, tiles_w, blocks = (
+            tuning.cdiv(batch * strips, tile_s),
+            tuning.cdiv(width, tile_w),
+            tuning.cdiv(channels, block),
+        )
+        block_r = _block_of_rank(rank + has_bias)
+        images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
+        tuning.launch(
+            by_rows.apply_by_rows,
+            tiles_s * tiles_w * blocks,
+            (x, y, *operands[1:], height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
+            (),
+            (*constants, tuning.integers_up_to(images * largest), rows, tile_s, tile_w, block, block_r),
+            warps,
+            stages=1,
+            registers=168
+            if (1 if transposed else rows) * block_r <= (32 if transposed else 128)
+            else None,  # three programs share the registers of a processor
+        )
+
     name = "projected_local_weight" if rank else "local_weight"
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
-    run(*tuning.choose(name, problem, _tiles(x, groups, bool(rank)), run, x))
+    candidates = _tiles(x, groups, bool(rank))
+    if rank and x.dtype != torch.float32:
+        strips = _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
+        candidates = [*strips, *candidates[:2]] if strips else candidates
+    run(*tuning.choose(name, problem, candidates, run, x))
     return y
 
 
@@ -230,6 +267,23 @@ def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> lis
     if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
         return [*_tiles_by_channels(width, channels), *candidates[:2]]
     return candidates
+
+
+@functools.cache
+def _tiles_by_rows(
+    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool
+) -> list[Tile]:
+    """Candidates (rows, columns, channels, `_BY_ROWS`, warps), none where groups are large or taps too many to unroll.
+
+    A product makes a weight for every channel, and the features of all rows of a strip wait in registers.
+    """
+    block_r = _block_of_rank(rank)
+    if dim > _SMALL_GROUP or block_r > 64 or taps_h > 9:
+        return []
+    columns = min((8, 4, 16), key=lambda size: tuning.cdiv(width, size) * size)
+    block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
+    most = 4 if block_r <= 32 or transposed else 2
+    return [(min(rows, tuning.next_power_of_2(height)), columns, block, _BY_ROWS, 4) for rows in (most, 3)]
 
 
 @functools.cache

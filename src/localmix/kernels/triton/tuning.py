@@ -42,6 +42,7 @@ def launch(
     constants: Sequence[Any],
     warps: int,
     stages: int = 2,
+    registers: int | None = None,
 ) -> None:
     """Runs `programs` programs of a kernel on the device of its first input.
 
@@ -53,9 +54,10 @@ def launch(
         constants: what the kernel is compiled for.
         warps: of a program.
         stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
+        registers: of a thread at most, on GPUs of NVIDIA's generation 9 (Hopper), for which that was tried.
     """
     # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of
-    key = (id(kernel), programs, warps, stages, inputs[0].device, *map(_kind, inputs), *strides, *constants)
+    key = (id(kernel), programs, warps, stages, registers, inputs[0].device, *map(_kind, inputs), *strides, *constants)
     run = _compiled.get(key)
     with torch.cuda.device_of(inputs[0]):
         if run is not None:
@@ -63,6 +65,8 @@ def launch(
             return
         # fused multiply-adds are named because Triton is about to change its default
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        if registers is not None and _is_hopper(inputs[0]):
+            options["maxnreg"] = registers
         compiled = kernel[(programs,)](*inputs, *strides, *constants, **options)
     if compiled is not None and not torch.version.hip:  # an AMD kernel depends on the size of the memory too
         _keep(_compiled, key, compiled[(programs, 1, 1)])
@@ -155,6 +159,10 @@ def _rounded(problem: tuple[Any, ...]) -> tuple[Any, ...]:
     """Maps within a factor of two share a tile, so that maps of many sizes do not measure without end."""
     (*sizes, channels), *rest = problem
     return (*((size - 1).bit_length() for size in sizes), channels, *map(tuple, rest))
+
+
+def _is_hopper(x: Tensor) -> bool:
+    return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _device_name(x: Tensor) -> str:

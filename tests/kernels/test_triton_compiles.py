@@ -70,10 +70,12 @@ def compile_all():
         window_weight,
     )
 
-    def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2):
+    def compile(capability, kernel, programs, inputs, strides, constants, warps, stages=2, registers=None):
         signature, values, alignments = kinds_of((*inputs, *strides, *constants), kernel)
         source = triton.compiler.ASTSource(kernel, signature, values, alignments)
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        if registers is not None and capability // 10 == 9:
+            options["maxnreg"] = registers
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         found = {"kernel": kernel.__name__, "capability": capability, "dtype": str(inputs[0].dtype), "warps": warps}
         print(json.dumps({**found, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}))
@@ -89,6 +91,16 @@ def compile_all():
         projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
+
+    def launch_applications(x, groups, rank, kernel):
+        """Forward and the gradient of x, weights given and made."""
+        rows, lines, sizes = x.shape[:3], groups * kernel[0] * kernel[1], (kernel, (1, 1))
+        weight = x.new_empty(*rows, lines // groups, groups).transpose(3, 4)
+        projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
+        torch.ops.localmix.triton_local_weight(x, weight, *sizes)
+        torch.ops.localmix.triton_projected_local_weight(*projected)
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, *sizes, (True, False))
+        torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (True, False, False, False))
 
     def launch_local_mlp(x, groups, size):
         weight, sizes = x.new_empty(groups, size**2, size**2), ((size, size), (size // 2, size // 2))
@@ -109,6 +121,9 @@ def compile_all():
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
         launch_all(x, 32, 48, (7, 7))  # small groups, by channels where that is faster
         launch_all(x, 16, 48, (7, 7))
+        launch_applications(x[..., :96], 32, 24, (7, 7))
+        launch_applications(x, 8, 192, (7, 7))
+        launch_applications(x[..., :99], 11, 8, (3, 3))
         launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)
@@ -149,6 +164,8 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "key_gradient",
         "bias_gradient",
         "apply_by_channels",
+        "apply_by_parts",
+        "apply_by_rows",
         "hidden_gradient_by_channels",
         "projection_gradient_by_channels",
         "mix_windows",
@@ -156,7 +173,7 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
     }
     assert names == expected
     # products in float32 are made by groups alone
-    assert len(launches) == 2 * 3 * len(expected) - 2 * 2
+    assert len(launches) == 2 * 3 * len(expected) - 2 * 3
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

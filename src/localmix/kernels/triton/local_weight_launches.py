@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_channels as by_channels
+from localmix.kernels.triton import local_weight_by_parts as by_parts
 from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
@@ -34,6 +35,9 @@ _BY_CHANNELS = 0
 
 _BY_ROWS = -1
 """Stands there in a tile (rows, columns, channels, `_BY_ROWS`, warps) of strips of so many rows."""
+
+_BY_PARTS = -2
+"""Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
 
 _POSITIONS = 64
 """Of a tile of strips: as many as a group of four warps multiplies at a time."""
@@ -70,6 +74,9 @@ def run_apply(
     def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
         if block_d == _BY_ROWS:
             run_by_rows(tile_h, tile_w, block, warps)
+            return
+        if block_d == _BY_PARTS:
+            run_by_parts(tile_h, tile_w, block, warps)
             return
         tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
         constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
@@ -111,12 +118,31 @@ def run_apply(
             else None,  # three programs share the registers of a processor
         )
 
+    def run_by_parts(positions: int, parts: int, block: int, warps: int) -> None:
+        blocks = tuning.cdiv(groups, block)
+        # 64 registers of a thread hold 128 features of 16 positions of a warp
+        resident = 0 < rank * max(16, positions // warps) <= 4096 and not transposed
+        block_r = 64 if rank % 64 == 0 or rank > 256 else min(_block_of_rank(rank), 32)
+        images = tuning.cdiv(positions, height * width) + 1  # of a tile, at most
+        reach = images * (largest + strides[0])
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
+        tuning.launch(
+            by_parts.apply_by_parts,
+            tuning.cdiv(batch * height * width, positions) * blocks,
+            (x, y, *operands, height, width, batch * height * width, blocks, *_before(kernel, dilation)),
+            strides,
+            (*constants, tuning.integers_up_to(reach), resident, positions, parts, block, block_r),
+            warps,
+        )
+
     name = "projected_local_weight" if rank else "local_weight"
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
     candidates = _tiles(x, groups, bool(rank))
-    if rank and x.dtype != torch.float32:
-        strips = _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
-        candidates = [*strips, *candidates[:2]] if strips else candidates
+    if not rank or x.dtype != torch.float32:
+        better = _tiles_by_parts(groups, dim, bool(rank))
+        if rank:
+            better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
+        candidates = [*better, *candidates[:2]] if better else candidates
     run(*tuning.choose(name, problem, candidates, run, x))
     return y
 
@@ -284,6 +310,21 @@ def _tiles_by_rows(
     block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
     most = 4 if block_r <= 32 or transposed else 2
     return [(min(rows, tuning.next_power_of_2(height)), columns, block, _BY_ROWS, 4) for rows in (most, 3)]
+
+
+@functools.cache
+def _tiles_by_parts(groups: int, dim: int, has_products: bool) -> list[Tile]:
+    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where the parts fill no vectors."""
+    part = min(dim & -dim, 8)
+    if dim > 32 or part < (4 if has_products else 2) or has_products and dim <= _SMALL_GROUP:
+        return []
+    smallest, most = (8, 16) if has_products else (1, 1)
+    candidates = []
+    for block, warps in ((8, 2), (16, 4), (32, 4)) if has_products else ((32, 4), (16, 2)):
+        block_g = max(min(block, tuning.next_power_of_2(groups)), smallest)
+        positions = 32 * warps * (96 if part > 2 else 48) // (block_g * dim)
+        candidates.append((max(most, 1 << positions.bit_length() - 1), dim // part, block_g, _BY_PARTS, warps))
+    return list(dict.fromkeys(candidates))
 
 
 @functools.cache

@@ -314,9 +314,10 @@ def _tiles_by_rows(
 
 @functools.cache
 def _tiles_by_parts(groups: int, dim: int, has_products: bool) -> list[Tile]:
-    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where the parts fill no vectors."""
+    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where parts fill no vectors."""
     part = min(dim & -dim, 8)
-    if dim > 32 or part < (4 if has_products else 2) or has_products and dim <= _SMALL_GROUP:
+    fits = part >= 4 and dim > _SMALL_GROUP if has_products else part >= 2 or dim == 3
+    if not fits or dim > 32:
         return []
     smallest, most = (8, 16) if has_products else (1, 1)
     candidates = []

@@ -17,8 +17,9 @@ Size: TypeAlias = int | tuple[int, int]
 
 def pair(name: str, value: Size, *, minimum: int = 1) -> tuple[int, int]:
     """`value` as (height, width): an int counts for both axes."""
-    if type(value) is int and value >= minimum:
-        return value, value  # before all that only an error needs: it took as long as a small kernel
+    height, width = value if type(value) is tuple and len(value) == 2 else (value, value)
+    if type(height) is int and type(width) is int and height >= minimum and width >= minimum:
+        return height, width  # before all that only an error needs: it took as long as a small kernel
     items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(items) != 2 or not all(_is_integer(item) for item in items):
         raise ValueError(f"{name}: expected an int or a pair of ints (height, width), got {value!r}")
@@ -52,8 +53,9 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def shift_of_window(shift: Size, window_size: tuple[int, int]) -> tuple[int, int]:
     """`shift` as a pair, each at least 0 and smaller than the window."""
     pairs = pair("shift", shift, minimum=0)
-    if any(isinstance(s, int) and s >= size for s, size in zip(pairs, window_size, strict=True)):
-        raise ValueError(f"shift: expected less than window_size = {window_size}, got {shift!r}")
+    for s, size in zip(pairs, window_size, strict=True):
+        if isinstance(s, int) and s >= size:
+            raise ValueError(f"shift: expected less than window_size = {window_size}, got {shift!r}")
     return pairs
 
 
@@ -61,11 +63,10 @@ def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) 
     """`value`, which must be a floating tensor with the rank of `shape` (such as "B H W C"), of the kind of `like`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor [{shape.replace(' ', ', ')}], got {type(value).__name__}")
-    axes = shape.split()
-    if value.ndim != len(axes):
+    if value.ndim != shape.count(" ") + 1:
         raise ValueError(f"{name}: expected [{shape.replace(' ', ', ')}], got shape {tuple(value.shape)}")
-    for axis, size in zip(axes, value.shape, strict=True):
-        if axis != "B" and size < 1:
+    for size in value.shape[1:] if shape[0] == "B" else value.shape:
+        if size < 1:
             raise ValueError(f"{name}: expected sizes of at least 1 (only B may be 0), got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected a floating point tensor, got {value.dtype}")
@@ -101,11 +102,10 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     itself does, float64 is left alone.
     """
     first = tensors[0]
-    if not isinstance(first, Tensor) or first.device.type not in _WITH_AUTOCAST:
+    device_type = first.device.type if isinstance(first, Tensor) else None
+    if device_type not in _WITH_AUTOCAST or not torch.is_autocast_enabled(device_type):
         return tensors
-    if not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
+    dtype = torch.get_autocast_dtype(device_type)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
@@ -116,7 +116,8 @@ def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dilati
     """Checks the arguments of `depthwise_convolution`; gives dilation as a pair."""
     tensor("x", x, "B H W C")
     tensor("weight", weight, "C kh kw", like=x)
-    sizes("weight", weight, ((x.shape[3],), (None,), (None,)), f"[C, kh, kw] with C = {x.shape[3]} as in x")
+    channels = x.shape[3]
+    sizes("weight", weight, ((channels,), (None,), (None,)), lambda: f"[C, kh, kw] with C = {channels} as in x")
     _bias(bias, x)
     return pair("dilation", dilation)
 
@@ -126,8 +127,8 @@ def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dila
     tensor("x", x, "B H W C")
     tensor("weight", weight, "B C kh kw", like=x)
     batch, channels = x.shape[0], x.shape[3]
-    expected = f"[B, C, kh, kw] with B = {batch} and C = {channels} as in x"
-    sizes("weight", weight, ((batch,), (channels,), (None,), (None,)), expected)
+    expected = ((batch,), (channels,), (None,), (None,))
+    sizes("weight", weight, expected, lambda: f"[B, C, kh, kw] with B = {batch} and C = {channels} as in x")
     _bias(bias, x)
     return pair("dilation", dilation)
 
@@ -199,16 +200,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> None:
     tensor("query", query, "B H W heads D")
     for name, other in (("key", key), ("value", value)):
         tensor(name, other, "B H W heads D", like=query)
-        expected = f"the shape of query, {tuple(query.shape)}"
-        sizes(name, other, tuple((size,) for size in query.shape), expected)
+        if other.shape != query.shape:
+            raise ValueError(
+                f"{name}: expected the shape of query, {tuple(query.shape)}, got shape {tuple(other.shape)}"
+            )
 
 
 def attention_bias(bias: Tensor | None, query: Tensor, shape: tuple[int, int], meaning: str) -> None:
     """Checks the bias of an attention: [heads, *shape]."""
     if bias is not None:
         tensor("bias", bias, "heads N M", like=query)
-        expected = f"{meaning} = [{query.shape[3]}, {shape[0]}, {shape[1]}]"
-        sizes("bias", bias, ((query.shape[3],), (shape[0],), (shape[1],)), expected)
+        heads = query.shape[3]
+        expected = ((heads,), (shape[0],), (shape[1],))
+        sizes("bias", bias, expected, lambda: f"{meaning} = [{heads}, {shape[0]}, {shape[1]}]")
 
 
 def local_mlp(
@@ -220,12 +224,13 @@ def local_mlp(
     slots = window[0] * window[1]
     tensor("x", x, "B H W C")
     tensor("weight", weight, "G N N", like=x)
-    expected = f"[G, N, N] with N = {slots} slots of window {window}"
-    sizes("weight", weight, ((None,), (slots,), (slots,)), expected)
+    expected = ((None,), (slots,), (slots,))
+    sizes("weight", weight, expected, lambda: f"[G, N, N] with N = {slots} slots of window {window}")
     divides("weight", weight.shape[0], "C", x.shape[3])
     if bias is not None:
         tensor("bias", bias, "G N", like=x)
-        sizes("bias", bias, ((weight.shape[0],), (slots,)), f"[G, N] = [{weight.shape[0]}, {slots}]")
+        groups = weight.shape[0]
+        sizes("bias", bias, ((groups,), (slots,)), lambda: f"[G, N] = [{groups}, {slots}]")
     return window, shifts
 
 

@@ -35,8 +35,10 @@ def reason_for_plain_operators() -> str | None:
     """Why a call must consist of PyTorch's own operators; None if it may use kernels, which have only gradients."""
     if is_exporting():
         return "an exported graph holds PyTorch's own operators"
+    if torch.compiler.is_compiling():
+        return None
     if has_forward_derivatives():
         return "it has no forward derivatives"
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return "torch.func transforms PyTorch's own operators"
     return None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, bool, tuple, list))
+"""What a call is made of where nobody looks; anything else is asked whether it is a tensor of another kind."""
 
 
 class Operator:
@@ -64,8 +65,10 @@ class Operator:
     def __call__(self, *arguments: Any) -> Any:
         if is_watched(arguments):
             return self.registered(*arguments)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            return (self._differentiable.apply if self._differentiable else self.registered)(*arguments)
+        if torch.is_grad_enabled():
+            for a in arguments:
+                if isinstance(a, Tensor) and a.requires_grad:
+                    return (self._differentiable.apply if self._differentiable else self.registered)(*arguments)
         return self.function(*arguments)
 
 
@@ -76,7 +79,7 @@ def operator(name: str, device_types: str | Sequence[str]) -> Callable[[Callable
 
 def is_watched(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU or GPU looks at a call: a compiler, a tracer, a mode, a transform or a profiler."""
-    return (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
@@ -84,5 +87,10 @@ def is_watched(arguments: tuple[Any, ...]) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
         or forward_ad._current_level >= 0
-        or any(isinstance(a, Tensor) and type(a) not in _PLAIN for a in arguments)
-    )
+    ):
+        return True
+    # a loop, since a generator takes as long as all the questions above
+    for a in arguments:  # noqa: SIM110
+        if type(a) not in _PLAIN and isinstance(a, Tensor):
+            return True
+    return False

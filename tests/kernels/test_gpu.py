@@ -146,6 +146,38 @@ def test_deterministic_where_it_is_asked_for(case):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_calls_that_are_alike_take_their_own_tensors(case):
+    """The second call finds a launch that is ready, and another view of the same memory has one of its own."""
+    operator, shapes, options = case
+    run = getattr(kernels, operator)
+    for tensors in [draw(shapes, torch.float16, False) for _ in range(3)]:
+        exact = getattr(functional, operator)(**{name: t.double() for name, t in tensors.items()}, **options)
+        eager = getattr(functional, operator)(**tensors, **options)
+        assert_within_budget(run(**tensors, **options, impl="triton"), exact, eager)
+        misaligned = {name: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for name, t in tensors.items()}
+        assert_within_budget(run(**misaligned, **options, impl="triton"), exact, eager)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_captured_in_a_graph(case):
+    """What was called once can be captured; a replay reads what the tensors hold then."""
+    operator, shapes, options = case
+    tensors, others = draw(shapes, torch.float32, False), draw(shapes, torch.float32, False)
+
+    def run():
+        return getattr(kernels, operator)(**tensors, **options, impl="triton")
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run()
+    for name, t in tensors.items():
+        t.copy_(others[name])
+    graph.replay()
+    torch.testing.assert_close(y, run())
+
+
 def test_more_than_two_to_the_31_numbers():
     """Offsets of 64 bits: the last image is right where the first number of it lies beyond 2**31."""
     batch, height, width, channels = 23, 1024, 1024, 96

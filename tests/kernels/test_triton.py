@@ -143,10 +143,18 @@ def nodes():
         inputs, options = (query, key, value, bias), (0.5, *sizes)
         yield f"triton_{name}", (*inputs, *options)
         # of windows that fit a block there are no logarithms, and of others any will do
-        lse = torch.zeros(0) if sizes[0] == [2, 2] else torch.zeros(2, 1, 1, 2, 3)
+        logarithms = torch.zeros(0) if sizes[0] == [2, 2] else torch.zeros(1, 1, 2, 3)
         yield (
             f"triton_{name}_backward",
-            (query, *inputs, query + 1, lse, *options, [True, False, True, bias is not None]),
+            (
+                query,
+                *inputs,
+                query + 1,
+                logarithms,
+                logarithms.clone(),
+                *options,
+                [True, False, True, bias is not None],
+            ),
         )
 
 
@@ -250,7 +258,7 @@ def test_attention_reads_the_views_of_a_projection_where_they_lie(monkeypatch, r
     _, pairwise_weight, *_ = registered
     read = []
 
-    def launch(kernel, programs, inputs, strides, constants, warps, stages=2):
+    def launch(kernel, programs, inputs, strides, *_):
         read.append((inputs[:3], strides))
 
     monkeypatch.setattr(pairwise_weight.tuning, "launch", launch)

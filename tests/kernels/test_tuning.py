@@ -1,7 +1,10 @@
 """Tiles are measured once, remembered across processes, and the memory may be broken. No GPU: the clock is a fake."""
 
+import concurrent.futures
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -20,16 +23,19 @@ PROBLEM = (X.shape, (3, 3), (1, 1))
 MILLISECONDS = {(1, 4): 3.0, (2, 4): 1.0, (4, 4): 2.0}
 CANDIDATES = list(MILLISECONDS)
 
+ran = []
+"""The tiles that ran, in order."""
+
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """What was measured, in order, as if on a GPU."""
-    calls, last = [], []
+    calls = []
 
     def clock(call):
         call()
-        calls.append(last[-1])
-        return MILLISECONDS[last[-1]]
+        calls.append(ran[-1])
+        return MILLISECONDS[ran[-1]]
 
     monkeypatch.setenv("LOCALMIX_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_remembered", {})
@@ -38,13 +44,13 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "_device_name", lambda x: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "_milliseconds", clock)
-    monkeypatch.setattr(tuning, "run", lambda *tile: last.append(tile), raising=False)
+    ran.clear()
     torch.use_deterministic_algorithms(False)
     return calls
 
 
 def choose(problem=PROBLEM, candidates=CANDIDATES, x=X):
-    return tuning.choose("kernel", problem, candidates, tuning.run, x)
+    return tuning.choose("kernel", problem, candidates, lambda *tile: ran.append(tile), x)
 
 
 def forget():
@@ -221,3 +227,121 @@ def test_a_choice_is_found_again_without_rounding(measured, monkeypatch):
     monkeypatch.setattr(tuning, "_rounded", lambda problem: pytest.fail("looked up again"))
     assert choose() == (2, 4)
     assert measured == CANDIDATES
+
+
+OUTPUT = ((2, 3), torch.float16)
+
+
+@pytest.fixture
+def plan(kernel, measured, monkeypatch):
+    """A plan of a kernel with three tiles, which counts how often it is made."""
+
+    def plan(tensors, *options):
+        made.append(options)
+
+        def launch(rows, warps):
+            ran.append((rows, warps))
+            shape = tensors[0].shape
+            return tuning.Launch(kernel, 3 * rows, (*shape, rows), ("ieee",), warps, results=[OUTPUT, OUTPUT])
+
+        return tuning.Plan("kernel", PROBLEM, CANDIDATES, launch)
+
+    made = plan.made = []
+    monkeypatch.setattr(tuning, "_ready", {})
+    return plan
+
+
+def test_a_plan_is_made_once_and_runs_with_the_tensors_of_each_call(plan, kernel):
+    first = tuning.run(plan, (X, X), (0.5,), (7, 7), True)
+    assert plan.made == [((7, 7), True)]
+    assert [(result.shape, result.dtype) for result in first] == 2 * [OUTPUT]
+    other = torch.zeros_like(X)
+    second = tuning.run(plan, (X, other), (0.25,), (7, 7), True)
+    assert len(plan.made) == 1
+    assert second[0] is not first[0]
+    grid, values = kernel.direct[-1]
+    # the fastest of three tiles
+    assert grid == (6,)
+    assert all(a is b for a, b in zip(values, (X, other, *second), strict=False))
+    assert values[4:] == (0.25, *X.shape, 2, "ieee")
+
+
+@pytest.fixture
+def settings():
+    """Sets what the user may ask of all operators; at the end all is as before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.allow_tf32
+
+    def apply(deterministic, allow_tf32):
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+
+    yield apply
+    apply(*before)
+
+
+def test_plans_are_made_for_all_that_they_are_made_of(plan, settings):
+    def another(tensors, *options):
+        return plan(tensors, *options)
+
+    cases = [
+        {},
+        {"plan": another},
+        {"options": (8,)},
+        {"x": X.half()},
+        {"x": X[:1]},
+        {"x": X.transpose(1, 2).contiguous().transpose(1, 2)},
+        {"x": torch.zeros(X.numel() + 1)[1:].view(X.shape)},  # no longer aligned
+        {"y": X.half()},
+        {"x": X.to("meta")},  # of all devices the one that is everywhere
+        {"deterministic": True},
+        {"allow_tf32": True},
+    ]
+
+    def call(plan=plan, x=X, y=X, options=(7,), deterministic=False, allow_tf32=False):
+        settings(deterministic, allow_tf32)
+        return tuning.run(plan, (x, y), (), *options)
+
+    for number, case in enumerate(cases, start=1):
+        call(**case)
+        assert len(plan.made) == number, case
+    for case in cases:
+        call(**case)
+    assert len(plan.made) == len(cases)
+
+
+def test_the_tile_of_a_captured_graph_is_not_kept(plan, kernel, monkeypatch):
+    """It is the first, since nothing can be measured in a capture."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    tuning.run(plan, (X,), ())
+    assert ran == [(1, 4)]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    tuning.run(plan, (X,), ())
+    assert ran[1:] == [*CANDIDATES, (2, 4)]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    tuning.run(plan, (X,), ())
+    assert kernel.direct[-1][0] == (6,)
+    assert len(plan.made) == 2
+
+
+def test_plans_of_ever_more_sizes_do_not_pile_up(plan, monkeypatch):
+    monkeypatch.setattr(tuning, "_MOST_KEPT", 8)
+    for size in range(30):
+        tuning.run(plan, (X,), (), size)
+        assert len(tuning._ready) <= 8
+
+
+def test_what_was_made_ready_keeps_no_tensor_alive(plan, kernel):
+    x = torch.ones(4)
+    tuning.run(plan, (x,), ())
+    kernel.direct.clear()
+    alive = weakref.ref(x)
+    del x
+    gc.collect()
+    assert alive() is None
+
+
+def test_threads_that_meet_at_a_new_plan_get_their_own_results(plan):
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda number: tuning.run(plan, (X,), (), number // 20), range(200)))
+    assert len({result[0].data_ptr() for result in results}) == len(results)
+    assert len(tuning._ready) == 10

@@ -34,6 +34,7 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
     _add_bench_common(parser, ("forward", "backward"))
     add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
     add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
+    add("--graph", action="store_true", help="on a GPU, time replays of CUDA graphs: kernels without their launches")
     add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
     add("--seconds", type=float, default=0.01, metavar="S", help="least duration of a turn (%(default)s)")
 
@@ -109,7 +110,7 @@ def _bench_loader(**options: Any) -> int:
 
 
 def _refused(results: dict[str, Any]) -> int:
-    """1 if a row was not timed because its numbers were wrong."""
+    """1 if a row was not timed: its numbers were wrong, or the call failed."""
     return int(any(row["refused"] for row in results["rows"]))
 
 

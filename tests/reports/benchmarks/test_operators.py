@@ -156,6 +156,7 @@ def test_results(benched):
         "kind", "is_complete", "settings", "limits", "rows", "left_out", "environment", "command", "commit",
     }  # fmt: skip
     assert results["is_complete"]
+    assert results["settings"]["graph"] is False
     assert {(row["name"], row["direction"]) for row in results["rows"]} == {(n, d) for n in NAMES for d in DIRECTIONS}
     for row in results["rows"]:
         assert row.keys() == {

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from localmix.cli import main
+from localmix.reports.benchmarks.report import GRAPHS, markdown, setting
 from localmix.reports.benchmarks.speed import page, write_page
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +83,22 @@ def test_numbers_of_the_page():
 def test_a_gpu_has_a_column():
     text = page({Path("a"): results([row("aten", 1.0, is_ours=True)], device="cuda")})
     assert "| operators | not run yet | [float32, batch 4](#a) |" in text
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_graphs_say_so_in_titles_links_and_tables(graph, tmp_path):
+    """Results that are older than the setting have none."""
+    these = results([row("aten", 1.0, is_ours=True)], device="cuda")
+    these["settings"]["graph"] = graph
+    text = page({Path("a"): these})
+    assert ("[float32, batch 4, CUDA graphs](#a)" in text) == graph
+    assert ("## Operators on a GPU, float32, batch 4, CUDA graphs, torch 2.11" in text) == graph
+    assert (GRAPHS in text) == graph
+    # the figure says it too
+    assert setting(these) == "float32, batch 4" + graph * ", CUDA graphs"
+    table = markdown({**these, "rows": []} | {"left_out": {}})
+    assert (GRAPHS in table) == ("CUDA graphs, torch 2.11" in table) == graph
+    assert page({Path("a"): results([], device="cuda")}).count("CUDA graphs") == 0
 
 
 def test_interrupted_results_say_so():

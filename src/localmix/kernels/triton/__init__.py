@@ -27,11 +27,12 @@ _HAS_COMPILER = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which
 
 def refusal(x: Tensor, named: bool) -> str | None:
     """Why the kernels cannot serve a call on x; None if they can. `named` tells a call that names them."""
-    if _is_interpreted() and not named:
+    is_interpreted = _is_interpreted()
+    if is_interpreted and not named:
         return "Triton's interpreter serves only calls that name it"
-    if x.device.type not in (("cuda", "cpu") if _is_interpreted() else ("cuda",)):
+    if x.device.type not in (("cuda", "cpu") if is_interpreted else ("cuda",)):
         return f"it runs on GPUs and x is on {x.device}"
-    if not (_HAS_COMPILER or _is_interpreted()):
+    if not (_HAS_COMPILER or is_interpreted):
         return "Triton launches kernels by a stub in C, and there is no C compiler: CC, gcc or clang"
     if x.dtype not in _TYPES:
         return f"it has float32, bfloat16 and float16 and x has {x.dtype}"

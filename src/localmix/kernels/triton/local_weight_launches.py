@@ -104,6 +104,8 @@ def run_apply(
         )
         block_r = _block_of_rank(rank + has_bias)
         images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
+        # three programs then share the registers of a processor
+        is_small = block_r <= 32 if transposed else rows * block_r <= 128
         constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
         tuning.launch(
             by_rows.apply_by_rows,
@@ -113,9 +115,7 @@ def run_apply(
             (*constants, tuning.integers_up_to(images * largest), rows, tile_s, tile_w, block, block_r),
             warps,
             stages=1,
-            registers=168
-            if (1 if transposed else rows) * block_r <= (32 if transposed else 128)
-            else None,  # three programs share the registers of a processor
+            registers=168 if is_small and tuning.is_hopper(x) else None,
         )
 
     def run_by_parts(positions: int, parts: int, block: int, warps: int) -> None:

@@ -1,4 +1,4 @@
-"""Triton kernels for the gradients of attention by tiles; pairwise_weight.py launches them.
+"""Triton kernels for the gradients of attention by tiles; pairwise_launches.py launches them.
 
 A program owns a block of queries of a tile and loops over the strip of keys that they see, or a block of keys and loops
 over the queries that see them.

@@ -1,4 +1,4 @@
-"""Triton kernel for attention by tiles, in neighborhoods and in windows of any size; pairwise_weight.py launches it.
+"""Triton kernel for attention by tiles, in neighborhoods and in windows of any size; pairwise_launches.py launches it.
 
 A program owns a block of queries of a tile and loops over the strip of keys that they see.
 """

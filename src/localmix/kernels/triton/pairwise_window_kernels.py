@@ -1,4 +1,4 @@
-"""Triton kernels for attention in windows whose slots fit one block; pairwise_weight.py launches them.
+"""Triton kernels for attention in windows whose slots fit one block; pairwise_launches.py launches them.
 
 The attention in a window is then a product of two matrices: a program owns a head, goes through a share of the windows
 of all images, and keeps the bias in registers.
@@ -56,7 +56,6 @@ def attend_in_windows(
     value,
     bias,
     y,
-    partial,
     scale,
     height,
     width,
@@ -91,7 +90,7 @@ def attend_in_windows(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """y = softmax(scale * query . key + bias) value in a share of the windows. `partial` is not used."""
+    """y = softmax(scale * query . key + bias) value in a share of the windows."""
     pid = tl.program_id(0).to(tl.int64)
     head = pid % heads
     first = pid // heads * share

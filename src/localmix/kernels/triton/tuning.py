@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,9 +24,101 @@ Tile = tuple[int, ...]
 _remembered: dict[tuple[Any, ...], Tile] = {}
 _chosen: dict[tuple[Any, ...], Tile] = {}
 _compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+_ready: dict[tuple[Any, ...], _Ready] = {}
 
 _MOST_KEPT = 4096
 """Launches and choices that are kept at most, of so many sizes of maps: a few hundred bytes each."""
+
+
+class Launch(NamedTuple):
+    """All that a kernel is launched with but its tensors and floats.
+
+    Its arguments are tensors, results, floats, `integers` and `constants`, in that order.
+
+    Args:
+        kernel: a function that Triton compiles.
+        programs: their number.
+        integers: sizes and strides.
+        constants: what the kernel is compiled for.
+        warps: of a program.
+        stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
+        registers: that a thread has at most, or None, as in `launch`.
+        results: shapes and dtypes of the tensors that it writes.
+        prepare: makes of the tensors those that the kernel takes, if they are not the same.
+    """
+
+    kernel: Any
+    programs: int
+    integers: Sequence[int]
+    constants: Sequence[Any]
+    warps: int
+    stages: int = 2
+    registers: int | None = None
+    results: Sequence[tuple[Sequence[int], torch.dtype]] = ()
+    prepare: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+
+
+class Plan(NamedTuple):
+    """A problem, the tiles that may solve it, and how each does: name, problem and tiles as in `choose`."""
+
+    name: str
+    problem: tuple[Any, ...]
+    tiles: Sequence[Tile]
+    launch: Callable[..., Launch]
+
+
+class _Ready(NamedTuple):
+    """A launch that was compiled."""
+
+    run: Callable[..., None]
+    results: Sequence[tuple[Sequence[int], torch.dtype]]
+    numbers: tuple[Any, ...]
+    prepare: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None
+
+
+def run(plan: Callable[..., Plan], tensors: Sequence[Tensor], floats: Sequence[float], *options: Any) -> list[Tensor]:
+    """Runs the kernel that `plan(tensors, *options)` describes; gives the results that it writes.
+
+    A plan is made once for all calls that are alike, as it may take longer than a small map. So it is a function of the
+    options, which can be hashed, and of the shapes, strides and dtypes of the tensors and whether they lie at multiples
+    of 16 bytes; numbers that may differ at every call are floats.
+    """
+    x = tensors[0]
+    key = (
+        *(plan, options, x.device, dot_precision(x), torch.are_deterministic_algorithms_enabled()),
+        *[(t.dtype, t.shape, t.stride(), t.data_ptr() % 16 == 0) for t in tensors],
+    )
+    ready = _ready.get(key)
+    if ready is None:
+        return _run_first(key, plan(tensors, *options), tensors, floats)
+    results = _empty(x, ready.results)
+    if ready.prepare is not None:
+        tensors = ready.prepare(tensors)
+    with torch.cuda.device_of(x):
+        ready.run(*tensors, *results, *floats, *ready.numbers)
+    return results
+
+
+def _run_first(key: tuple[Any, ...], plan: Plan, tensors: Sequence[Tensor], floats: Sequence[float]) -> list[Tensor]:
+    x = tensors[0]
+
+    def run_tile(*tile: int) -> tuple[Launch, list[Tensor], Callable[..., None] | None]:
+        it = plan.launch(*tile)
+        results = _empty(x, it.results)
+        inputs = (*(tensors if it.prepare is None else it.prepare(tensors)), *results, *floats)
+        options = (it.integers, it.constants, it.warps, it.stages, it.registers)
+        return it, results, launch(it.kernel, it.programs, inputs, *options)
+
+    it, results, compiled = run_tile(*choose(plan.name, plan.problem, plan.tiles, run_tile, x))
+    # while a graph is captured the tile is not the measured one
+    if compiled is not None and not torch.cuda.is_current_stream_capturing():
+        shapes = [(tuple(shape), dtype) for shape, dtype in it.results]
+        _keep(_ready, key, _Ready(compiled, shapes, (*it.integers, *it.constants), it.prepare))
+    return results
+
+
+def _empty(x: Tensor, results: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in results]
 
 
 def is_interpreted() -> bool:
@@ -43,8 +135,11 @@ def launch(
     warps: int,
     stages: int = 2,
     registers: int | None = None,
-) -> None:
+) -> Callable[..., None] | None:
     """Runs `programs` programs of a kernel on the device of its first input.
+
+    Gives what runs it again with inputs, strides and constants, on the current device and without a check; None where
+    there is no such thing, as in the interpreter.
 
     Args:
         kernel: a function of inputs, strides and constants, in that order.
@@ -54,22 +149,30 @@ def launch(
         constants: what the kernel is compiled for.
         warps: of a program.
         stages: how many steps of a loop with a matrix product have their data in shared memory at a time.
-        registers: of a thread at most, on GPUs of NVIDIA's generation 9 (Hopper), for which that was tried.
+        registers: that a thread has at most, for more threads at a time. Only NVIDIA's compiler is told.
     """
-    # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of
-    key = (id(kernel), programs, warps, stages, registers, inputs[0].device, *map(_kind, inputs), *strides, *constants)
+    # Triton finds the compiled kernel of a launch in 0.02 ms; here it is found by all that Triton makes constants of:
+    # dtype and alignment of a tensor, an integer itself, of a float nothing
+    kinds = [
+        (v.dtype, v.data_ptr() % 16 == 0) if isinstance(v, Tensor) else float if isinstance(v, float) else v
+        for v in inputs
+    ]
+    key = (id(kernel), programs, warps, stages, registers, inputs[0].device, *kinds, *strides, *constants)
     run = _compiled.get(key)
     with torch.cuda.device_of(inputs[0]):
         if run is not None:
             run(*inputs, *strides, *constants)
-            return
+            return run
         # fused multiply-adds are named because Triton is about to change its default
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        if registers is not None and _is_hopper(inputs[0]):
+        if registers is not None and not torch.version.hip:
             options["maxnreg"] = registers
         compiled = kernel[(programs,)](*inputs, *strides, *constants, **options)
-    if compiled is not None and not torch.version.hip:  # an AMD kernel depends on the size of the memory too
-        _keep(_compiled, key, compiled[(programs, 1, 1)])
+    if compiled is None or torch.version.hip:  # an AMD kernel depends on the size of the memory too
+        return None
+    run = compiled[(programs, 1, 1)]
+    _keep(_compiled, key, run)
+    return run
 
 
 def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor) -> Tile:
@@ -123,6 +226,11 @@ def integers_up_to(largest: int) -> tl.dtype:
     return tl.int64 if largest >= 2**31 else tl.int32
 
 
+def is_hopper(x: Tensor) -> bool:
+    """Whether x is on a GPU of NVIDIA's generation 9, whose matrix units work beside the other ones of four warps."""
+    return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
+
+
 def dot_dtype(x: Tensor) -> tl.dtype:
     """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
     if is_interpreted():
@@ -133,13 +241,6 @@ def dot_dtype(x: Tensor) -> tl.dtype:
 def dot_precision(x: Tensor) -> str:
     """How a matrix unit may round float32, as `torch.backends.cuda.matmul.allow_tf32` has it."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def _kind(value: Any) -> Any:
-    """What a compiled kernel depends on: dtype and alignment of a tensor, an integer itself, of a float nothing."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0
-    return float if isinstance(value, float) else value
 
 
 def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
@@ -159,10 +260,6 @@ def _rounded(problem: tuple[Any, ...]) -> tuple[Any, ...]:
     """Maps within a factor of two share a tile, so that maps of many sizes do not measure without end."""
     (*sizes, channels), *rest = problem
     return (*((size - 1).bit_length() for size in sizes), channels, *map(tuple, rest))
-
-
-def _is_hopper(x: Tensor) -> bool:
-    return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _device_name(x: Tensor) -> str:

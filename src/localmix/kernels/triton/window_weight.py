@@ -66,32 +66,36 @@ def _run_mix(
     *,
     transposed: bool,
 ) -> Tensor:
-    x, weight = x.contiguous(), weight.contiguous()
-    y = torch.empty_like(x)
-    if not y.numel():
-        return y
+    if not x.numel():
+        return x.new_empty(x.shape)
+    weight = weight.contiguous()
+    tensors = (x.contiguous(), weight, weight if bias is None else bias.contiguous())
+    (y,) = tuning.run(_plan_mix, tensors, (), tuple(window_size), tuple(shift), bias is not None, transposed)
+    return y
+
+
+def _plan_mix(
+    tensors: Sequence[Tensor], window_size: Pair, shift: Pair, has_bias: bool, transposed: bool
+) -> tuning.Plan:
+    x, weight, _ = tensors
     geometry, units = _geometry(x, window_size, shift)
     groups, slots = weight.shape[:2]
     dim, block = x.shape[3] // groups, _block(slots)
     # vector units, which float32 takes, keep what they sum over in registers
     block_in = _SMALLEST_FACTOR if x.dtype == torch.float32 else block
-    strides = (1, slots) if transposed else (slots, 1)
-    bias = None if bias is None else bias.contiguous()
 
-    def run(windows: int, block_d: int, warps: int) -> None:
+    def launch(windows: int, block_d: int, warps: int) -> tuning.Launch:
         blocks_d = tuning.cdiv(dim, block_d)
-        tuning.launch(
+        return tuning.Launch(
             kernels.mix_windows,
             groups * blocks_d * tuning.cdiv(slots, block) * tuning.cdiv(units, windows),
-            (x, weight, weight if bias is None else bias, y, *geometry, units, blocks_d),
-            strides,
-            (groups, dim, *window_size, bias is not None, *_products_of(x), block, block_in, windows, block_d),
+            (*geometry, units, blocks_d, *((1, slots) if transposed else (slots, 1))),
+            (groups, dim, *window_size, has_bias, *_products_of(x), block, block_in, windows, block_d),
             warps,
+            results=[(x.shape, x.dtype)],
         )
 
-    problem = (x.shape, (groups, transposed), window_size)
-    run(*tuning.choose("window_weight", problem, _tiles(x, dim), run, x))
-    return y
+    return tuning.Plan("window_weight", (x.shape, (groups, transposed), window_size), _tiles(x, dim), launch)
 
 
 def _run_matrix_gradient(
@@ -100,31 +104,34 @@ def _run_matrix_gradient(
     """Gradients of weight and of bias."""
     if not x.numel():
         return x.new_zeros(weight.shape), x.new_zeros(weight.shape[:2])
-    gradient, x = gradient.contiguous(), x.contiguous()
+    tensors, groups = (gradient.contiguous(), x.contiguous()), weight.shape[0]
+    sums = tuning.run(_plan_matrix_gradient, tensors, (), groups, tuple(window_size), tuple(shift))
+    of_weight, of_bias = (of_shares.sum(0).to(weight.dtype) for of_shares in sums)
+    return of_weight, of_bias
+
+
+def _plan_matrix_gradient(tensors: Sequence[Tensor], groups: int, window_size: Pair, shift: Pair) -> tuning.Plan:
+    """Its results are sums for each share of the windows."""
+    _, x = tensors
     geometry, units = _geometry(x, window_size, shift)
-    groups, slots = weight.shape[:2]
+    slots = math.prod(window_size)
     dim, block = x.shape[3] // groups, _block(slots)
 
-    def run(windows: int, block_d: int, warps: int) -> tuple[Tensor, Tensor]:
+    def launch(windows: int, block_d: int, warps: int) -> tuning.Launch:
         blocks_d = tuning.cdiv(dim, block_d)
         parts = tuning.cdiv(units, windows) * blocks_d
         # the sums of the shares are no more numbers than x has
         shares = max(1, min(parts, _MOST_SHARES, x.numel() // (groups * slots * (slots + 1))))
-        partial = x.new_empty((shares, groups, slots, slots), dtype=torch.float32)
-        partial_of_bias = x.new_empty((shares, groups, slots), dtype=torch.float32)
-        tuning.launch(
+        return tuning.Launch(
             kernels.matrix_gradient,
             shares * groups * tuning.cdiv(slots, block) ** 2,
-            (gradient, x, partial, partial_of_bias, *geometry, units, blocks_d, shares),
-            (),
+            (*geometry, units, blocks_d, shares),
             (groups, dim, *window_size, *_products_of(x), block, windows, block_d),
             warps,
+            results=[(shape, torch.float32) for shape in ((shares, groups, slots, slots), (shares, groups, slots))],
         )
-        return partial, partial_of_bias
 
-    problem = (x.shape, (groups,), window_size)
-    partial, partial_of_bias = run(*tuning.choose("window_weight_gradient", problem, _tiles(x, dim), run, x))
-    return partial.sum(0).to(weight.dtype), partial_of_bias.sum(0).to(weight.dtype)
+    return tuning.Plan("window_weight_gradient", (x.shape, (groups,), window_size), _tiles(x, dim), launch)
 
 
 def _geometry(x: Tensor, window_size: Sequence[int], shift: Sequence[int]) -> tuple[tuple[int, ...], int]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from localmix.reports.benchmarks.report import setting
 from localmix.reports.figure import COLOURS
 
 Row = dict[str, Any]
@@ -42,8 +43,7 @@ def draw(results: dict[str, Any], file: IO[bytes]) -> None:
         axes.set_axis_off()
     hardware = results["environment"]["hardware"]
     where = hardware["gpu"] or f"{hardware['threads']} threads of {hardware['cpu']}"
-    settings = results["settings"]
-    figure.suptitle(f"{where}, {settings['dtype']}, batch {settings['batch']}", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{where}, {setting(results)}", fontsize=12, fontweight="bold")
     figure.legend(handles=_legend(names, directions), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     canvas.print_png(file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from localmix import kernels
 from localmix.arguments import choice, positive
 from localmix.reports.benchmarks.contenders import Contender, own
 from localmix.reports.benchmarks.gate import Call, reason, refusal
+from localmix.reports.benchmarks.graph import Replay, stream_of_graphs
 from localmix.reports.benchmarks.limits import measure
 from localmix.reports.benchmarks.peers import PEERS, peers
 from localmix.reports.benchmarks.problems import DIRECTIONS, HEAD_DIM, NAMES, STAGES, Problem, Shape, cases, problem
@@ -36,6 +38,7 @@ def bench_operators(
     direction: Sequence[str] = DIRECTIONS,
     impls: Sequence[str] | None = None,
     bias: bool = True,
+    graph: bool = False,
     rounds: int = 7,
     seconds: float = 0.01,
     threads: int | None = None,
@@ -54,6 +57,8 @@ def bench_operators(
         impls: implementations of `localmix.kernels` and names in `localmix.reports.benchmarks.peers.PEERS`; by
             default all but the definition.
         bias: whether attention adds its bias. FlashAttention and NATTEN have none, and take part only without.
+        graph: on a GPU, whether each pass is captured in a CUDA graph, whose replay is timed: the kernels without the
+            time of starting them from Python. A contender that cannot be captured is refused.
         rounds: timed turns of each.
         seconds: least duration of a turn [s].
         threads: of the CPU; by default those of PyTorch.
@@ -70,25 +75,28 @@ def bench_operators(
     directions = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
     chosen = _implementations(impls)
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
+    if graph and device != "cuda":
+        raise ValueError(f"graph: expected device 'cuda', since only a GPU replays CUDA graphs, got {device!r}")
     batch = positive("batch", BATCH[device] if batch is None else batch)
     timing = turns(rounds, seconds)
     with threads_of_cpu(threads), functorch.patch(donated_buffer=False):  # a graph that was kept has none to give away
         limits = measure(device, kind)
-        settings = {"batch": batch, "dtype": dtype, "bias": bias, **timing}
-        with Report("operators", settings, device, limits, output) as report:
+        settings = {"batch": batch, "dtype": dtype, "bias": bias, "graph": graph, **timing}
+        stream = stream_of_graphs() if graph else nullcontext()
+        with Report("operators", settings, device, limits, output) as report, stream:
             for name, size in report.track(cases(names, shapes)):
                 this = problem(name, size, batch=batch, dtype=kind, device=device, bias=bias)
                 contenders = [c for c in (*own(this), *peers(this)) if c.name in chosen]
                 report.leave_out({f"{c.name} of {name}": c.missing for c in contenders if c.missing})
                 for way in directions:
-                    entries = [_entry(c, this, way) for c in contenders if not c.missing]
+                    entries = [_entry(c, this, way, graph) for c in contenders if not c.missing]
                     report.add(timed_rows(entries, limits, batch=batch, **timing))
                 # what was compiled for this problem serves no other, and PyTorch keeps a few only
                 torch.compiler.reset()
     return report.results
 
 
-def _entry(contender: Contender, this: Problem, direction: str) -> Entry:
+def _entry(contender: Contender, this: Problem, direction: str, graph: bool) -> Entry:
     call = Call(contender, this)
     dtype = str(this.dtype).removeprefix("torch.")
     facts = {
@@ -109,9 +117,11 @@ def _entry(contender: Contender, this: Problem, direction: str) -> Entry:
             gradient = call.gradient(this.gradient)
             entry.run, whole = partial(call.backward, gradient), partial(call.training, gradient)
         entry.peak_bytes = peak_bytes(whole, this.device)
+        if graph:
+            entry.run = Replay(entry.run)
 
     if entry.refused is None:
-        # the last call that may fail: with a graph of every other one kept, memory may be short
+        # the last calls that may fail: with a graph of every other one kept, memory may be short
         entry.refused = reason(weigh)
     return entry
 

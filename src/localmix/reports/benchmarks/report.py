@@ -113,13 +113,20 @@ def groups(rows: Iterable[Row]) -> list[list[Row]]:
     return [list(group) for _, group in groupby(rows, key=lambda row: row["group"])]
 
 
+def setting(results: dict[str, Any]) -> str:
+    """What tells results on the same hardware apart, in words."""
+    settings = results["settings"]
+    graphs = ", CUDA graphs" if settings.get("graph") else ""
+    return f"{settings['dtype']}, batch {settings['batch']}{graphs}"
+
+
 def describe(results: dict[str, Any]) -> list[str]:
     """Lines that say where the numbers come from."""
-    hardware, limits, settings = results["environment"]["hardware"], results["limits"], results["settings"]
+    hardware, limits = results["environment"]["hardware"], results["limits"]
     rates = (limits["matrix_macs_per_second"], limits["vector_macs_per_second"])
     threads = f"{hardware['threads']} thread{'s' if hardware['threads'] > 1 else ''} of {hardware['cpu']}"
     return [
-        f"{results['kind']} on {hardware['gpu'] or threads}, {settings['dtype']}, batch {settings['batch']}, "
+        f"{results['kind']} on {hardware['gpu'] or threads}, {setting(results)}, "
         f"torch {results['environment']['versions']['torch']}",
         f"measured: copy {limits['bytes_per_second'] / 1e9:,.1f} GB/s, matrix products {rates[0] / 1e9:,.0f} GMAC/s, "
         f"vector units {rates[1] / 1e9:,.0f} GMAC/s",
@@ -128,7 +135,7 @@ def describe(results: dict[str, Any]) -> list[str]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The content of table.md."""
-    paragraphs = ["  \n".join(describe(results)), NOTE]
+    paragraphs = ["  \n".join(describe(results)), NOTE, *([GRAPHS] if results["settings"].get("graph") else [])]
     for rows in groups(results["rows"]):
         paragraphs += [f"**{rows[0]['group']}**", "\n".join(markdown_table(*cells(rows)))]
     remarks = [f"left out: {name}: {reason}" for name, reason in results["left_out"].items()]
@@ -179,6 +186,10 @@ COLUMNS: Sequence[tuple[str, Callable[[Row], float | None]]] = (
 )
 NARROW = ("p50 ms", "over floor")
 """What is left of the columns on a narrow terminal."""
+GRAPHS = (
+    "Each pass is the replay of a CUDA graph: its kernels without the time that the processor takes to start them, as "
+    'in `torch.compile(mode="reduce-overhead")`.'
+)
 NOTE = "A column that is headed by a peer says how many times as fast as that peer a row is."
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from localmix.reports.benchmarks.report import NOTE, Row, cells, describe, groups, markdown_table, short
+from localmix.reports.benchmarks.report import (
+    GRAPHS,
+    NOTE,
+    Row,
+    cells,
+    describe,
+    groups,
+    markdown_table,
+    setting,
+    short,
+)
 from localmix.tasks.engine.checkpoint import write_atomically
 
 KINDS = ("operators", "networks")
@@ -56,7 +66,7 @@ def _coverage(results: dict[Path, dict[str, Any]]) -> list[str]:
     for kind in KINDS:
         ran = [
             [
-                f"[{content['settings']['dtype']}, batch {content['settings']['batch']}](#{folder.name})"
+                f"[{setting(content)}](#{folder.name})"
                 for folder, content in results.items()
                 if content["kind"] == kind and content["environment"]["hardware"]["device"] == device
             ]
@@ -79,6 +89,8 @@ def _section(folder: Path, results: dict[str, Any]) -> list[str]:
         f"Everything: {', '.join(files)}.",
         f"![{first}]({(folder / 'figure.png').as_posix()})",
     ]
+    if results["settings"].get("graph"):
+        paragraphs.append(GRAPHS)
     if not results["is_complete"]:
         paragraphs.append("**Interrupted: the rest is missing.**")
     if results["kind"] == "networks":
@@ -125,4 +137,4 @@ def _ratio_of_auto(rows: Sequence[Row], shape: tuple[int, ...], label: str) -> f
 
 def _refused(results: dict[str, Any]) -> list[str]:
     lines = [f"* {row['group']}, {row['label']}: {row['refused']}" for row in results["rows"] if row["refused"]]
-    return ["Refused, because the numbers were wrong:", "\n".join(lines)] if lines else []
+    return ["Refused, and so not timed:", "\n".join(lines)] if lines else []

@@ -1,0 +1,95 @@
+"""Which positions of a map attention sees, as the Triton kernels want to know it: tiles, reach and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from localmix.kernels import gathered_attention
+from localmix.kernels.triton import tuning
+
+Pair = tuple[int, int]
+
+
+class Windows(gathered_attention.Windows):
+    """Positions see the window that holds them."""
+
+    def arguments(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the kernels: empty slots before the map, size and dilation."""
+        top, left = ((size - shift) % size for size, shift in zip(self.size, self.shift, strict=True))
+        return top, left, *self.size, 1, 1
+
+    def tile(self, shape: Sequence[int], positions: int) -> Pair:
+        """A tile is a window, however many blocks of positions that is."""
+        return self.size
+
+    def tiles(self, shape: Sequence[int], tile: Pair) -> Pair:
+        """Rows and columns of windows."""
+        before = self.arguments(shape)[:2]
+        rows, columns = (tuning.cdiv(b + n, t) for b, n, t in zip(before, shape[1:3], tile, strict=True))
+        return rows, columns
+
+    def reach(self, shape: Sequence[int]) -> Pair:
+        """How many steps beyond their tile queries see."""
+        return 0, 0
+
+    def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
+        """From the sum over all tiles, by rows and columns of queries and keys: that is the bias."""
+        return of_pairs.flatten(3).flatten(1, 2)
+
+
+class Neighborhoods(gathered_attention.Neighborhoods):
+    """Positions see the kernel around them, which stops at the border."""
+
+    def _residues(self, shape: Sequence[int]) -> Pair:
+        """Classes of positions a dilation apart; of a dilation that is larger than the map as many as positions."""
+        rows, columns = map(min, self.dilation, shape[1:3])
+        return rows, columns
+
+    def _longest(self, shape: Sequence[int]) -> Pair:
+        """The most steps that a residue has."""
+        rows, columns = self._residues(shape)
+        return tuning.cdiv(shape[1], rows), tuning.cdiv(shape[2], columns)
+
+    def arguments(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the kernels: empty slots before the map, size and dilation."""
+        return 0, 0, *self.size, *self._residues(shape)
+
+    def tile(self, shape: Sequence[int], positions: int) -> Pair:
+        """About as wide as high, so that the queries of a tile see much the same keys."""
+        height, width = map(tuning.next_power_of_2, self._longest(shape))
+        rows = min(positions // min(2 ** (positions.bit_length() // 2), width), height)
+        return rows, min(positions // rows, width)
+
+    def tiles(self, shape: Sequence[int], tile: Pair) -> Pair:
+        """Rows and columns of tiles, of all residues."""
+        rows, columns = (
+            residues * tuning.cdiv(length, t)
+            for residues, length, t in zip(self._residues(shape), self._longest(shape), tile, strict=True)
+        )
+        return rows, columns
+
+    def reach(self, shape: Sequence[int]) -> Pair:
+        """How many steps beyond their tile queries see, at a border."""
+        rows, columns = (min(size, length) - 1 for size, length in zip(self.size, self._longest(shape), strict=True))
+        return rows, columns
+
+    def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
+        """From the sum over all tiles, by rows and columns of queries and keys: over pairs of the same distance.
+
+        Key `i + d` of the strip is at distance `d - reach` of query `i`, so they are the diagonals.
+        """
+        reach = self.reach(shape)
+        head, query_h, query_w, key_h, key_w = of_pairs.stride()
+        distances = [2 * r + 1 for r in reach]
+        diagonals = of_pairs.as_strided(
+            (*of_pairs.shape[:3], *distances), (head, query_h + key_h, query_w + key_w, key_h, key_w)
+        )
+        # kernels that are larger than the map have distances that no pair has
+        (top, left) = (size - 1 - r for size, r in zip(self.size, reach, strict=True))
+        return F.pad(diagonals.sum((1, 2)), (left, left, top, top))
+
+
+Geometry = Windows | Neighborhoods

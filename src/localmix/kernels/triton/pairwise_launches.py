@@ -1,0 +1,221 @@
+"""How the kernels of attention are launched: their tiles, shares, strides and results.
+
+No gradient is summed by atomic additions: each program sums its share, and the shares are summed in one order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localmix.kernels.triton import pairwise_tile_gradients as gradients_by_tiles
+from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
+from localmix.kernels.triton import pairwise_window_kernels as in_windows
+from localmix.kernels.triton import tuning
+from localmix.kernels.triton.pairwise_geometry import Geometry, Pair, Windows
+
+Tile = tuple[int, ...]
+Result = tuple[Sequence[int], torch.dtype]
+
+Seen = tuple[Callable[..., Geometry], Pair, Pair]
+"""Kind and two pairs that make a geometry: it is made for a new plan alone."""
+
+_SMALLEST_FACTOR = 16
+"""Sides of the factors of a matrix product are at least that long on a matrix unit."""
+
+_MOST_SHARES = 64
+
+
+def plan_attend(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) -> tuning.Plan:
+    query, geometry = tensors[0], geometry_of(seen)
+    result = (query.shape, query.dtype)
+    if fits_a_block(query, geometry):
+        return _plan_in_windows(in_windows.attend_in_windows, tensors, geometry, (has_bias,), [result], False)
+    return _plan_by_tiles(by_tiles.attend, tensors, geometry, (has_bias,), [result, *2 * [_of_scores(query)]])
+
+
+def plan_window_gradients(
+    tensors: Sequence[Tensor], seen: Seen, has_bias: bool, needed: tuple[bool, ...]
+) -> tuning.Plan:
+    results = _gradients_of(tensors[0], needed[:3])
+    flags, kernel = (has_bias, *needed), in_windows.gradients_in_windows
+    return _plan_in_windows(kernel, tensors, geometry_of(seen), flags, results, True)
+
+
+def plan_query_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool, needed: bool) -> tuning.Plan:
+    results = [_of_scores(tensors[0]), *_gradients_of(tensors[0], (needed,))]
+    return _plan_by_tiles(gradients_by_tiles.query_gradient, tensors, geometry_of(seen), (has_bias, needed), results)
+
+
+def plan_key_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool, *needed: bool) -> tuning.Plan:
+    results = _gradients_of(tensors[0], needed)
+    return _plan_by_tiles(gradients_by_tiles.key_gradient, tensors, geometry_of(seen), (has_bias, *needed), results)
+
+
+def plan_bias_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) -> tuning.Plan:
+    """Its result is a sum for each share, head, and pair of positions of a tile and of the strip that it sees."""
+    query, geometry = tensors[0], geometry_of(seen)
+    batch, height, width, heads, dim = query.shape
+    reach = geometry.reach(query.shape)
+
+    def launch(positions: int, across: int, warps: int) -> tuning.Launch:
+        tile = geometry.tile(query.shape, positions)
+        tiles = geometry.tiles(query.shape, tile)
+        strip = [t + 2 * r for t, r in zip(tile, reach, strict=True)]
+        queries, keys = math.prod(tile), math.prod(strip)
+        own = _block(queries, positions)
+        blocks = tuning.cdiv(queries, own), tuning.cdiv(keys, across)
+        units = batch * math.prod(tiles)
+        # the sums of the shares are no more numbers than query has
+        shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
+        integers = (height, width, heads, *tiles, *tile, *reach, *blocks, units, shares)
+        return tuning.Launch(
+            gradients_by_tiles.bias_gradient,
+            shares * math.prod(blocks) * heads,
+            (*integers, *geometry.arguments(query.shape), *_strides(tensors, has_bias)),
+            (isinstance(geometry, Windows), dim, *_products_of(query), own, across, _block(dim)),
+            warps,
+            results=[((shares, heads, *tile, *strip), torch.float32)],
+        )
+
+    return _plan(gradients_by_tiles.bias_gradient, query, geometry, (), _blocks(query), launch)
+
+
+def geometry_of(seen: Seen) -> Geometry:
+    make, size, step = seen
+    return make(size, step)
+
+
+def _of_scores(query: Tensor) -> Result:
+    """A number in float32 for each query."""
+    batch, height, width, heads, _ = query.shape
+    return (batch, heads, height, width), torch.float32
+
+
+def _gradients_of(query: Tensor, needed: Sequence[bool]) -> list[Result]:
+    return [(query.shape if n else (0,), query.dtype) for n in needed]
+
+
+def fits_a_block(query: Tensor, geometry: Geometry) -> bool:
+    """Whether one program has the registers for all scores of a window; float32 on no matrix unit takes more."""
+    most = 32 if query.dtype == torch.float32 else 64
+    fits = query.shape[4] * query.element_size() <= 128
+    return isinstance(geometry, Windows) and math.prod(geometry.size) <= most and fits
+
+
+def _plan_in_windows(
+    kernel: Any,
+    tensors: Sequence[Tensor],
+    geometry: Geometry,
+    flags: Sequence[bool],
+    results: Sequence[Result],
+    of_gradients: bool,
+) -> tuning.Plan:
+    """A kernel of windows that fit a block; that of gradients gives the sums of its shares, for that of the bias."""
+    query, slots = tensors[0], math.prod(geometry.size)
+    batch, height, width, heads, dim = query.shape
+    windows = geometry.tiles(query.shape, geometry.size)
+    units = batch * math.prod(windows)
+    top, left, kh, kw, _, _ = geometry.arguments(query.shape)
+    of_bias = of_gradients and flags[-1]
+
+    def launch(share: int, warps: int, stages: int) -> tuning.Launch:
+        if of_bias:
+            # the sums of the shares are no more numbers than query has
+            share = max(share, tuning.cdiv(units * heads * slots**2, query.numel()))
+        shares = tuning.cdiv(units, share)
+        sums = ((shares, heads, slots, slots), torch.float32) if of_bias else ((0,), query.dtype)
+        return tuning.Launch(
+            kernel,
+            shares * heads,
+            (height, width, heads, *windows, top, left, units, share, kh, kw, *_strides(tensors, flags[0])),
+            (*flags, dim, *_products_of(query), _block(slots), _block(dim)),
+            warps,
+            stages,
+            results=[*results, sums] if of_gradients else results,
+        )
+
+    warps = 1 if slots <= _SMALLEST_FACTOR else 4 if dim * query.element_size() <= 64 else 8
+    # gradients hold much in registers, and a second stage takes more of them
+    first, second = (1, 2) if of_gradients else (2, 1)
+    tiles = [
+        *((share, warps, first) for share in (4, 8, 16, 1)),
+        *((4, warps, second), (4, min(2 * warps, 8), first)),
+    ]
+    return _plan(kernel, query, geometry, flags, list(dict.fromkeys(tiles)), launch)
+
+
+def _plan_by_tiles(
+    kernel: Any,
+    tensors: Sequence[Tensor],
+    geometry: Geometry,
+    flags: Sequence[bool],
+    results: Sequence[Result],
+) -> tuning.Plan:
+    """A kernel whose programs own a block of a tile, of keys in the gradient of these and else of queries."""
+    query = tensors[0]
+    batch, height, width, heads, dim = query.shape
+
+    def launch(positions: int, across: int, warps: int) -> tuning.Launch:
+        tile = geometry.tile(query.shape, positions)
+        tiles = geometry.tiles(query.shape, tile)
+        own = _block(min(tile[0], height) * min(tile[1], width), positions)
+        blocks = tuning.cdiv(min(tile[0], height) * min(tile[1], width), own)
+        strides = _strides(tensors, flags[0])
+        return tuning.Launch(
+            kernel,
+            batch * math.prod(tiles) * blocks * heads,
+            (height, width, heads, *tiles, *tile, blocks, *geometry.arguments(query.shape), *strides),
+            (
+                *(isinstance(geometry, Windows), *flags, dim, *_products_of(query)),
+                *((across, own) if kernel is gradients_by_tiles.key_gradient else (own, across)),
+                _block(dim),
+            ),
+            warps,
+            results=results,
+        )
+
+    return _plan(kernel, query, geometry, flags, _blocks(query), launch)
+
+
+def _strides(tensors: Sequence[Tensor], has_bias: bool) -> tuple[int, ...]:
+    """Of batch, rows, columns and heads of query, key and value, and those of the bias."""
+    of_bias = tensors[3].stride() if has_bias else (0, 0, 0)
+    return *(stride for t in tensors[:3] for stride in t.stride()[:4]), *of_bias
+
+
+def _products_of(x: Tensor) -> tuple[Any, str]:
+    return tuning.dot_dtype(x), tuning.dot_precision(x)
+
+
+def _block(size: int, most: int | None = None) -> int:
+    """Side of a block, which is a power of two, for so many numbers."""
+    side = max(tuning.next_power_of_2(size), _SMALLEST_FACTOR)
+    return side if most is None else min(side, most)
+
+
+def _blocks(query: Tensor) -> list[Tile]:
+    """Candidates (positions that a program owns, positions of a step of its loop, warps)."""
+    line = _block(query.shape[4]) * query.element_size()
+    if query.dtype == torch.float32:
+        return [(32, 32, 8), (32, 16, 4), (16, 32, 4)] if line <= 128 else [(16, 16, 4), (32, 16, 8)]
+    if line <= 64:
+        return [(64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 32, 2), (32, 64, 4), (16, 32, 1)]
+    return [(32, 32, 4), (64, 32, 8), (16, 32, 2)] if line <= 128 else [(32, 32, 8), (32, 16, 4), (16, 32, 4)]
+
+
+def _plan(
+    kernel: Any,
+    query: Tensor,
+    geometry: Geometry,
+    flags: Sequence[bool],
+    tiles: list[Tile],
+    launch: Callable[..., tuning.Launch],
+) -> tuning.Plan:
+    *sizes, heads, dim = query.shape
+    problem = ((*sizes, heads * dim), (heads, isinstance(geometry, Windows), *flags), *geometry)
+    return tuning.Plan(kernel.__name__, problem, tiles, launch)

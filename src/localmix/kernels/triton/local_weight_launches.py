@@ -309,7 +309,8 @@ def _tiles_by_rows(
     columns = min((8, 4, 16), key=lambda size: tuning.cdiv(width, size) * size)
     block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
     most = 4 if block_r <= 32 or transposed else 2
-    return [(min(rows, tuning.next_power_of_2(height)), columns, block, _BY_ROWS, 4) for rows in (most, 3)]
+    strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in (most, 3))
+    return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
 
 
 @functools.cache

@@ -104,8 +104,8 @@ def run_apply(
         )
         block_r = _block_of_rank(rank + has_bias)
         images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
-        # three programs then share the registers of a processor
-        is_small = block_r <= 32 if transposed else rows * block_r <= 128
+        # three programs then share the registers of a processor; transposed, too much would spill
+        is_small = rows * block_r <= 128 and not transposed
         constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
         tuning.launch(
             by_rows.apply_by_rows,
@@ -308,8 +308,8 @@ def _tiles_by_rows(
         return []
     columns = min((8, 4, 16), key=lambda size: tuning.cdiv(width, size) * size)
     block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
-    most = 4 if block_r <= 32 or transposed else 2
-    strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in (most, 3))
+    sizes = (2, 3) if block_r > 32 and not transposed else (4, 3)
+    strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in sizes)
     return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
 
 

@@ -32,7 +32,8 @@ def kinds_of(arguments, kernel):
     names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
     signature, constants, alignments = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=True)):
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        is_special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_special and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         if isinstance(value, float):
@@ -40,7 +41,7 @@ def kinds_of(arguments, kernel):
             continue
         is_tensor = isinstance(value, torch.Tensor)
         signature[parameter.name] = names[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
-        if is_tensor or value % 16 == 0:
+        if is_tensor or (is_special and value % 16 == 0):
             alignments[(i,)] = [["tt.divisibility", 16]]
     return signature, constants, alignments
 
@@ -76,7 +77,9 @@ def compile_all():
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
         options |= {} if registers is None else {"maxnreg": registers}
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        found = {"kernel": kernel.__name__, "capability": capability, "dtype": str(inputs[0].dtype), "warps": warps}
+        # bfloat16 may come in words of two numbers
+        dtype = str(inputs[0].dtype).replace("int32", "bfloat16")
+        found = {"kernel": kernel.__name__, "capability": capability, "dtype": dtype, "warps": warps}
         print(json.dumps({**found, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}))
 
     def launch_all(x, groups, rank, kernel):
@@ -90,6 +93,16 @@ def compile_all():
         projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
         localmix.triton_projected_local_weight(*projected)
         localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
+
+    def launch_applications(x, groups, rank, kernel):
+        """Forward and the gradient of x, weights given and made."""
+        rows, lines, sizes = x.shape[:3], groups * kernel[0] * kernel[1], (kernel, (1, 1))
+        weight = x.new_empty(*rows, lines // groups, groups).transpose(3, 4)
+        projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
+        torch.ops.localmix.triton_local_weight(x, weight, *sizes)
+        torch.ops.localmix.triton_projected_local_weight(*projected)
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, *sizes, (True, False))
+        torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (True, False, False, False))
 
     def launch_products(x):
         torch.ops.localmix.triton_shared_weight(x, x.new_empty(1, x.shape[3], 7, 7), x.new_empty(x.shape[3]), (1, 1))
@@ -116,15 +129,20 @@ def compile_all():
     torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
     for capability, dtype in itertools.product([90, 80], [torch.float32, torch.bfloat16, torch.float16]):
         tuning.launch = functools.partial(compile, capability)
+        tuning.is_hopper = lambda x, capability=capability: capability == 90
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
         launch_all(x, 32, 48, (7, 7))  # small groups, by channels where that is faster
         launch_all(x, 16, 48, (7, 7))
+        launch_applications(x[..., :96], 32, 24, (7, 7))
+        launch_applications(x, 8, 192, (7, 7))
+        launch_applications(x[..., :99], 11, 8, (3, 3))
+        launch_applications(x[..., :100], 20, 8, (3, 3))
         if x.element_size() == 2:
             launch_products(x.new_empty(128, 28, 28, 192))
             launch_products(x.new_empty(512, 14, 9, 48))
-        launch_weight_gradient(x, 64)  # of three channels
-        launch_weight_gradient(x, 3)  # and of many, in blocks
-        launch_weight_gradient(x, 8)
+        if capability == 90:
+            launch_weight_gradient(x, 64)  # of three channels
+            launch_weight_gradient(x, 3)  # and of many, in blocks
         launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)
@@ -163,14 +181,16 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "key_gradient",
         "bias_gradient",
         "apply_by_channels",
+        "apply_by_parts",
+        "apply_by_rows",
         "mix_windows",
         "matrix_gradient",
         "convolve_by_products",
         "shared_weight_gradient_by_products",
     }
     assert names == expected
-    # products of weights that are shared are not for float32
-    assert len(launches) == 2 * 3 * len(expected) - 2 * 2
+    # products of weights that are shared, and of several rows at a time, are not for float32
+    assert len(launches) == 2 * 3 * len(expected) - 2 * 3
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

@@ -52,7 +52,8 @@ def _read(
     return numbers
 
 
-@triton.jit
+# parts of a gradient differ in these: each would be a kernel of its own to compile
+@triton.jit(do_not_specialize=["rows", "first_row", "strips", "shares"])
 def weight_gradient(
     gradient,
     x,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_channels as by_channels
+from localmix.kernels.triton import local_weight_by_parts as by_parts
+from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 
@@ -25,6 +27,15 @@ _SMALL_GROUP = 8
 
 _BY_CHANNELS = 0
 """Stands for the channels of a group in a tile of channels, whatever their groups."""
+
+_BY_ROWS = -1
+"""Stands there in a tile (rows, columns, channels, `_BY_ROWS`, warps) of strips of so many rows."""
+
+_BY_PARTS = -2
+"""Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
+
+_POSITIONS = 64
+"""Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
 def run_apply(
@@ -56,6 +67,12 @@ def run_apply(
     largest = height * width * max(channels, rank) + reach
 
     def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
+        if block_d == _BY_ROWS:
+            run_by_rows(tile_h, tile_w, block, warps)
+            return
+        if block_d == _BY_PARTS:
+            run_by_parts(tile_h, tile_w, block, warps)
+            return
         tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
         constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
         if block_d == _BY_CHANNELS:
@@ -73,9 +90,55 @@ def run_apply(
             warps,
         )
 
+    def run_by_rows(rows: int, tile_w: int, block: int, warps: int) -> None:
+        strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
+        tiles_s, tiles_w, blocks = (
+            tuning.cdiv(batch * strips, tile_s),
+            tuning.cdiv(width, tile_w),
+            tuning.cdiv(channels, block),
+        )
+        block_r = _block_of_rank(rank + has_bias)
+        images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
+        # three programs then share the registers of a processor; transposed, too much would spill
+        is_small = rows * block_r <= 128 and not transposed
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
+        tuning.launch(
+            by_rows.apply_by_rows,
+            tiles_s * tiles_w * blocks,
+            (x, y, *operands[1:], height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
+            (),
+            (*constants, tuning.integers_up_to(images * largest), rows, tile_s, tile_w, block, block_r),
+            warps,
+            stages=1,
+            registers=168 if is_small and tuning.is_hopper(x) else None,
+        )
+
+    def run_by_parts(positions: int, parts: int, block: int, warps: int) -> None:
+        blocks = tuning.cdiv(groups, block)
+        # 64 registers of a thread hold 128 features of 16 positions of a warp
+        resident = 0 < rank * max(16, positions // warps) <= 4096 and not transposed
+        block_r = 64 if rank % 64 == 0 or rank > 256 else min(_block_of_rank(rank), 32)
+        images = tuning.cdiv(positions, height * width) + 1  # of a tile, at most
+        reach = images * (largest + strides[0])
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
+        tuning.launch(
+            by_parts.apply_by_parts,
+            tuning.cdiv(batch * height * width, positions) * blocks,
+            (x, y, *operands, height, width, batch * height * width, blocks, *_before(kernel, dilation)),
+            strides,
+            (*constants, tuning.integers_up_to(reach), resident, positions, parts, block, block_r),
+            warps,
+        )
+
     name = "projected_local_weight" if rank else "local_weight"
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
-    run(*tuning.choose(name, problem, _tiles(x, groups, bool(rank)), run, x))
+    candidates = _tiles(x, groups, bool(rank))
+    if not rank or x.dtype != torch.float32:
+        better = _tiles_by_parts(groups, dim, bool(rank))
+        if rank:
+            better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
+        candidates = [*better, *candidates[:2]] if better else candidates
+    run(*tuning.choose(name, problem, candidates, run, x))
     return y
 
 
@@ -103,6 +166,40 @@ def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> lis
     if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
         return [*_tiles_by_channels(width, channels), *candidates[:2]]
     return candidates
+
+
+@functools.cache
+def _tiles_by_rows(
+    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool
+) -> list[Tile]:
+    """Candidates (rows, columns, channels, `_BY_ROWS`, warps), none where groups are large or taps too many to unroll.
+
+    A product makes a weight for every channel, and the features of all rows of a strip wait in registers.
+    """
+    block_r = _block_of_rank(rank)
+    if dim > _SMALL_GROUP or block_r > 64 or taps_h > 9:
+        return []
+    columns = min((8, 4, 16), key=lambda size: tuning.cdiv(width, size) * size)
+    block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
+    sizes = (2, 3) if block_r > 32 and not transposed else (4, 3)
+    strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in sizes)
+    return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
+
+
+@functools.cache
+def _tiles_by_parts(groups: int, dim: int, has_products: bool) -> list[Tile]:
+    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where parts fill no vectors."""
+    part = min(dim & -dim, 8)
+    fits = part >= 4 and dim > _SMALL_GROUP if has_products else part >= 2 or dim == 3
+    if not fits or dim > 32:
+        return []
+    smallest, most = (8, 16) if has_products else (1, 1)
+    candidates = []
+    for block, warps in ((8, 2), (16, 4), (32, 4)) if has_products else ((32, 4), (16, 2)):
+        block_g = max(min(block, tuning.next_power_of_2(groups)), smallest)
+        positions = 32 * warps * (96 if part > 2 else 48) // (block_g * dim)
+        candidates.append((max(most, 1 << positions.bit_length() - 1), dim // part, block_g, _BY_PARTS, warps))
+    return list(dict.fromkeys(candidates))
 
 
 @functools.cache

@@ -226,6 +226,11 @@ def integers_up_to(largest: int) -> tl.dtype:
     return tl.int64 if largest >= 2**31 else tl.int32
 
 
+def is_hopper(x: Tensor) -> bool:
+    """Whether x is on a GPU of NVIDIA's generation 9, whose matrix units work beside the other ones of four warps."""
+    return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
+
+
 def dot_dtype(x: Tensor) -> tl.dtype:
     """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
     if is_interpreted():

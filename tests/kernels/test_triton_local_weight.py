@@ -1,0 +1,109 @@
+"""Triton kernels for weights of its own at every position: every kind of tile, forward and the gradient of x."""
+
+import pytest
+import torch
+
+from localmix import functional, kernels
+from localmix.kernels import triton
+from localmix.testing import assert_within_budget, output_and_gradients
+
+pytestmark = pytest.mark.skipif(bool(triton.MISSING), reason=str(triton.MISSING))
+
+
+@pytest.fixture(scope="module")
+def launches():
+    from localmix.kernels.triton import local_weight_launches
+
+    return local_weight_launches
+
+
+def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
+    """Compares y and the gradient of x with the definition, for each tile of a kind; there have to be some."""
+    definition = getattr(functional, operator)
+    gradient = torch.randn(x.shape).to(x.dtype)
+    eager = output_and_gradients(lambda x: definition(x, *others, **options), {"x": x}, {}, gradient)
+    exact = [t if t is None else t.double() for t in others]
+    reference = output_and_gradients(
+        lambda x: definition(x, *exact, **options), {"x": x.double()}, {}, gradient.double()
+    )
+    taken, seen = 0, []
+
+    def take(name, problem, candidates, run, x):
+        tiles = [tile for tile in candidates if tile[3] == getattr(launches, kind)]
+        seen.append(len(tiles))
+        return tiles[min(taken, len(tiles) - 1)]
+
+    monkeypatch.setattr(launches.tuning, "choose", take)
+    while taken < max(seen, default=1):
+        seen.clear()
+        actual = output_and_gradients(
+            lambda x: getattr(kernels, operator)(x, *others, **options, impl="triton"), {"x": x}, {}, gradient
+        )
+        assert len(seen) == 2  # forward, and the gradient of x
+        for name, result in actual.items():
+            assert_within_budget(result, reference[name], eager[name], name=f"{name} with tile {taken} of {kind}")
+        taken += 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "groups", "rank", "kernel", "dilation", "has_bias"),
+    [
+        # strips of several images in a tile, rows beyond the map, two blocks of channels, features that fill a block
+        ("_BY_ROWS", (2, 9, 10, 36), 12, 15, (3, 3), (1, 1), True),
+        # no bias, G = C, and a dilation larger than the map has rows
+        ("_BY_ROWS", (2, 3, 5, 7), 7, 16, (3, 2), (4, 1), False),
+        # more taps than rows and columns; a power of two of features needs a larger block for the bias
+        ("_BY_ROWS", (3, 4, 3, 6), 1, 16, (7, 7), (1, 1), True),
+        ("_BY_ROWS", (1, 13, 4, 16), 2, 40, (5, 3), (2, 2), True),
+        # 3 parts of 8 and of 4 channels, a tile of several images, a block of groups that is not full
+        ("_BY_PARTS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
+        ("_BY_PARTS", (1, 6, 7, 12 * 9), 9, 70, (3, 2), (1, 2), False),
+        # one part, more taps than rows and columns; features that do not fit the registers
+        ("_BY_PARTS", (2, 2, 3, 32), 2, 5, (5, 7), (1, 1), True),
+        ("_BY_PARTS", (1, 4, 5, 20), 1, 300, (2, 2), (1, 1), True),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
+def test_made_weights(launches, monkeypatch, kind, shape, groups, rank, kernel, dilation, has_bias, dtype):
+    lines = groups * kernel[0] * kernel[1]
+    hidden, projection = torch.randn(*shape[:3], rank).to(dtype), (torch.randn(lines, rank) / rank**0.5).to(dtype)
+    others = [hidden, projection, torch.randn(lines).to(dtype) if has_bias else None]
+    options = {"kernel_size": kernel, "num_groups": groups, "dilation": dilation}
+    x = torch.randn(shape).to(dtype)
+    check_every_tile(launches, monkeypatch, "projected_inhomogeneous_convolution", kind, x, others, options)
+
+
+@pytest.mark.parametrize("layout", ["groups inside", "taps inside", "sliced"])
+@pytest.mark.parametrize(
+    ("kind", "shape", "groups", "kernel", "dilation", "dtype"),
+    [
+        ("_BY_PARTS", (3, 3, 5, 18), 3, (3, 3), (1, 1), torch.float16),
+        ("_BY_PARTS", (2, 3, 4, 15), 5, (3, 3), (1, 1), torch.float32),
+        ("_BY_PARTS", (2, 7, 6, 4 * 17), 17, (2, 3), (2, 1), torch.float32),
+        ("_BY_PARTS", (2, 2, 3, 24), 1, (5, 7), (1, 1), torch.float32),
+    ],
+)
+def test_given_weights(launches, monkeypatch, kind, shape, groups, kernel, dilation, dtype, layout):
+    sizes = (*shape[:3], groups, kernel[0] * kernel[1])
+    weight = torch.randn(sizes).to(dtype)
+    if layout == "groups inside":
+        weight = weight.transpose(3, 4).contiguous().transpose(3, 4)
+    elif layout == "sliced":
+        weight = torch.randn(shape[0], 2 * shape[1], *sizes[2:]).to(dtype)[:, ::2]
+    options = {"kernel_size": kernel, "dilation": dilation}
+    x = torch.randn(shape).to(dtype)
+    check_every_tile(launches, monkeypatch, "inhomogeneous_convolution", kind, x, [weight], options)
+
+
+def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
+    """A tile of small maps spans several; integers of 32 bits are not enough where these have 2^31 numbers together."""
+    reached = []
+    monkeypatch.setattr(launches.tuning, "launch", lambda *arguments, **options: None)
+    monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
+    for dim in (3, 24):
+        x = torch.empty(9, 2, 3, dim, dtype=torch.float16)
+        made = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
+        launches.run_apply(x, made, (3, 3), (1, 1), transposed=False)
+    rows, parts = reached
+    assert rows >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
+    assert parts >= 6 * 2 * 3 * 24  # 32 positions

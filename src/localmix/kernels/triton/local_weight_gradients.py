@@ -115,6 +115,8 @@ def run_projected_gradients(
     of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(3))
     if needed[0]:
         of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    if not any(needed):
+        return of_hidden, of_projection, of_bias
     if not x.numel():
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias

@@ -11,12 +11,7 @@ in the registers where they appear. Only x, which is fewer numbers, goes through
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _features(hidden, position, here, rank, RANK: tl.constexpr, FACTOR: tl.constexpr):
-    """Block [positions, features] of hidden."""
-    mask = here[:, None] & (rank < RANK)[None, :]
-    return tl.load(hidden + position[:, None] * RANK + rank[None, :], mask=mask, other=0).to(FACTOR)
+from localmix.kernels.triton.local_weight_kernels import features_of
 
 
 @triton.jit
@@ -85,7 +80,7 @@ def apply_by_rows(
         if not TRANSPOSED:
             here = on_map & (row + r * DH < height)
             # a product with the identity is exact, and leaves the features in the registers where a product reads them
-            own = tl.dot(_features(hidden, position + r * DH * width, here, rank, RANK, FACTOR), identity)
+            own = tl.dot(features_of(hidden, position + r * DH * width, here, 0, RANK, BLOCK_R, FACTOR), identity)
             features += (tl.where((rank == RANK)[None, :], 1.0, own).to(FACTOR),)
         sums += (tl.zeros((TILE_S * TILE_W, BLOCK_C), tl.float32),)
     for j in range(KW):
@@ -117,7 +112,7 @@ def apply_by_rows(
                 read = here[:, None] & in_channels[None, :]
                 values = tl.load(x + offsets + step * C, mask=read, other=0).to(tl.float32)
                 if TRANSPOSED:
-                    owner = _features(hidden, position + step, here, rank, RANK, FACTOR)
+                    owner = features_of(hidden, position + step, here, 0, RANK, BLOCK_R, FACTOR)
                     owner = tl.where((rank == RANK)[None, :], 1.0, owner).to(FACTOR)
                 added = ()
                 for r in tl.static_range(ROWS):

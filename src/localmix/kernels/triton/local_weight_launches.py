@@ -34,6 +34,9 @@ _BY_ROWS = -1
 _BY_PARTS = -2
 """Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
 
+_NUMBERS = 64
+"""Of x for a thread, at most."""
+
 _POSITIONS = 64
 """Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
@@ -156,13 +159,13 @@ def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _tiles(x: Tensor, groups: int, has_products: bool, numbers: int = 64) -> list[Tile]:
-    """Candidates (rows, columns, groups, channels of a group, warps), up to so many numbers of x for a thread.
+def _tiles(x: Tensor, groups: int, has_products: bool) -> list[Tile]:
+    """Candidates (rows, columns, groups, channels of a group, warps).
 
     Small groups come as channels too; but not for products in float32, which are no work for a matrix unit.
     """
     width, channels = x.shape[2:]
-    candidates = _tiles_of_groups(width, groups, channels // groups, has_products, numbers)
+    candidates = _tiles_of_groups(width, groups, channels // groups, has_products)
     if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
         return [*_tiles_by_channels(width, channels), *candidates[:2]]
     return candidates
@@ -214,14 +217,14 @@ def _tiles_by_channels(width: int, channels: int) -> list[Tile]:
 
 
 @functools.cache
-def _tiles_of_groups(width: int, groups: int, dim: int, has_products: bool, numbers: int) -> list[Tile]:
+def _tiles_of_groups(width: int, groups: int, dim: int, has_products: bool) -> list[Tile]:
     channels = tuning.next_power_of_2(dim)
     smallest = _SMALLEST_FACTOR if has_products else 1
     candidates = []
     for part, warps, most in ((1, 4, 32), (2, 4, 32), (2, 8, 32), (2, 4, 16), (2, 2, 16)):
         block_g = max(min(tuning.next_power_of_2(groups), most), smallest)
         block_d = min(channels, 32)
-        positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * numbers // part // (block_g * block_d)))
+        positions = max(_SMALLEST_FACTOR, min(128, 32 * warps * _NUMBERS // part // (block_g * block_d)))
         columns = min(8, tuning.next_power_of_2(width))
         candidates.append((positions // columns, columns, block_g, block_d, warps))
     return list(dict.fromkeys(candidates))

@@ -104,10 +104,10 @@ def compile_all():
         torch.ops.localmix.triton_local_weight_backward(x, x, weight, *sizes, (True, False))
         torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (True, False, False, False))
 
-    def launch_products(x):
-        torch.ops.localmix.triton_shared_weight(x, x.new_empty(1, x.shape[3], 7, 7), x.new_empty(x.shape[3]), (1, 1))
-        each = x.new_empty(x.shape[0], x.shape[3], 5, 3)
-        torch.ops.localmix.triton_shared_weight_backward(x, x, each, (1, 2), (True, True, True))
+    def launch_shared(x, images, kernel, dilation):
+        weight = x.new_empty(images, x.shape[3], *kernel)
+        torch.ops.localmix.triton_shared_weight(x, weight, x.new_empty(x.shape[3]), dilation)
+        torch.ops.localmix.triton_shared_weight_backward(x, x, weight, dilation, (True, True, True))
 
     def launch_weight_gradient(x, groups):
         weight = x.new_empty(*x.shape[:3], 49, groups).transpose(3, 4)
@@ -137,9 +137,10 @@ def compile_all():
         launch_applications(x, 8, 192, (7, 7))
         launch_applications(x[..., :99], 11, 8, (3, 3))
         launch_applications(x[..., :100], 20, 8, (3, 3))
-        if x.element_size() == 2:
-            launch_products(x.new_empty(128, 28, 28, 192))
-            launch_products(x.new_empty(512, 14, 9, 48))
+        launch_shared(x, 1, (11, 11), (1, 1))  # too many for registers
+        launch_shared(x, 2, (5, 3), (1, 2))
+        if capability == 90:
+            launch_shared(x.new_empty(128, 7, 7, 768), 1, (7, 7), (1, 1))  # maps of one tile
         if capability == 90:
             launch_weight_gradient(x, 64)  # of three channels
             launch_weight_gradient(x, 3)  # and of many, in blocks
@@ -185,8 +186,10 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "apply_by_rows",
         "mix_windows",
         "matrix_gradient",
-        "convolve_by_products",
-        "shared_weight_gradient_by_products",
+        "convolve_in_registers",
+        "shared_weight_gradient_in_registers",
+        "lay_out_taps",
+        "sum_of_shares",
     }
     assert names == expected
     # products of weights that are shared, and of several rows at a time, are not for float32

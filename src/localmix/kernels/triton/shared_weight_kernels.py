@@ -208,3 +208,73 @@ def shared_weight_gradient(
                 pointers = partial + (((i + t) * KW + j) * PARTS + part) * channels + channel
                 here = channel < tl.where(i + t < KH, channels, 0)
                 tl.store(pointers, tl.sum(sums[t * PARTS + part], 0), mask=here)
+
+
+@triton.jit
+def sum_of_shares(
+    partial,
+    of_weight,
+    of_bias,
+    shares,
+    words,
+    results,
+    K: tl.constexpr,
+    OF_BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """of_weight[n, c, k], of_bias[c] = sum over the shares of partial [N, shares, k, part, words], of c = word, part.
+
+    The last line after the K taps is that of the bias, summed over n too.
+    """
+    pid = tl.program_id(0)
+    blocks = (words + BLOCK - 1) // BLOCK
+    word = pid % blocks * BLOCK + tl.arange(0, BLOCK)
+    pid = pid // blocks
+    part = pid % PARTS
+    line = pid // PARTS
+    is_bias = line >= results * K
+    result = tl.where(is_bias, 0, line // K)
+    line = tl.where(is_bias, K, line % K)
+    number = tl.where(is_bias, results * shares, shares)
+    lines = (K + OF_BIAS) * PARTS
+    first = partial + (result * shares).to(tl.int64) * (lines * words) + (line * PARTS + part) * words + word[None, :]
+    total = tl.zeros((SHARES, BLOCK), tl.float32)
+    for start in range(0, number, SHARES):
+        share = start + tl.arange(0, SHARES)[:, None]
+        here = (share < number) & (word < words)[None, :]
+        total += tl.load(first + share.to(tl.int64) * (lines * words), mask=here, other=0)
+    sums = tl.sum(total, 0)
+    channel = word * PARTS + part
+    if is_bias:
+        tl.store(of_bias + channel, sums.to(of_bias.dtype.element_ty), mask=word < words)
+    else:
+        pointers = of_weight + (result.to(tl.int64) * (words * PARTS) + channel) * K + line
+        tl.store(pointers, sums.to(of_weight.dtype.element_ty), mask=word < words)
+
+
+@triton.jit
+def lay_out_taps(
+    weight,
+    taps,
+    channels,
+    line,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """taps[n, k, part, word] = weight[n, c, k] of c = word, part, in float32; through shared memory, in whole lines."""
+    blocks = (channels + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0).to(tl.int64)
+    channel = (pid % blocks).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    weight += pid // blocks * channels * K
+    taps += pid // blocks * (K * PARTS * line)
+    own = channel % PARTS * line + channel // PARTS
+    for first in range(0, K, BLOCK_K):
+        tap = first + tl.arange(0, BLOCK_K)
+        here = (channel < channels)[:, None] & (tap < K)[None, :]
+        numbers = tl.load(weight + channel[:, None] * K + tap[None, :], mask=here, other=0).to(tl.float32)
+        there = (tap < K)[:, None] & (channel < channels)[None, :]
+        tl.store(taps + (tap[:, None] * (PARTS * line) + own[None, :]), tl.trans(numbers), mask=there)

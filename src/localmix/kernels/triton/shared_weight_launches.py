@@ -1,4 +1,4 @@
-"""How the kernels for weights shared over positions are launched: by vectors, or by products.
+"""How the kernels for weights shared over positions are launched: in registers, or by vectors where taps do not fit.
 
 No gradient is summed by atomic additions: each program sums its share, and the shares are summed in one order.
 """
@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from localmix.kernels.triton import shared_weight_in_registers as registers
 from localmix.kernels.triton import shared_weight_kernels as vectors
-from localmix.kernels.triton import shared_weight_products as products
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.shared_weight_tiles import (
-    BY_PRODUCTS,
-    COLUMNS,
+    IN_REGISTERS,
     MOST_CHANNELS,
-    SOURCES,
-    UNITS,
     pieces_of,
     tiles_by_vectors,
-    units_of,
-    with_products,
+    tiles_in_registers,
 )
 
 Pair = tuple[int, int]
@@ -34,6 +30,12 @@ _LONGEST_COLUMN = 32
 
 _GRADIENTS_AT_ONCE = 8
 """Taps whose gradients are kept in registers at a time, at most."""
+
+_REGISTERS, _WARPS_AT_ONCE = 168, 12
+"""Of a thread of the kernels in registers, and of how many warps a processor of an NVIDIA GPU has as many."""
+
+_WARPS = 2
+"""Of a program of theirs: where there is one unit, its place is uniform, and comparing it takes more instructions."""
 
 
 def run_convolution(
@@ -71,27 +73,32 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
             prepare=functools.partial(_with_taps, parts=parts, has_bias=has_bias),
         )
 
-    def by_products(strips: int, _: int, block: int, warps: int) -> tuning.Launch:
-        rows, pieces, units = units_of(x.shape, weight.shape, dilation, strips, block)
+    def in_registers(_: int, columns: int, block: int, strips: int) -> tuning.Launch:
+        units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 * _WARPS // block, strips)
+        line = _line_of_taps(channels, 1)
         return tuning.Launch(
-            products.convolve_by_products,
-            weight.shape[0] * tuning.cdiv(units, UNITS) * pieces[2],
+            registers.convolve_in_registers,
+            weight.shape[0] * units.shares * units.strips * tuning.cdiv(channels, block),
             (
-                *(height, width, channels, *pieces[:2], units, pieces[2]),
-                *(weight.stride(0) if weight.shape[0] > 1 else 0, *before),
+                *(height, width, units.rows, units.strips, units.tiles, units.number, units.shares),
+                kernel[0] * kernel[1] * line if weight.shape[0] > 1 else 0,
             ),
-            (*kernel, *dilation, flipped, has_bias, *_sides_of_products(x), rows, UNITS, SOURCES, COLUMNS, block),
-            warps,
-            stages=1,
-            registers=128,
+            (
+                *(channels, line, *kernel, *dilation, *before, flipped, has_bias),
+                *(_reach_of_map(x), width if units.tiles == 1 else 0, columns, units.at_once, block),
+            ),
+            warps=_WARPS,
+            registers=_REGISTERS,
             results=[(x.shape, x.dtype)],
+            prepare=functools.partial(_with_taps, parts=1, has_bias=has_bias),
         )
 
     def launch(*tile: int) -> tuning.Launch:
-        return by_products(*tile) if tile[1] == BY_PRODUCTS else by_vectors(*tile)
+        return in_registers(*tile) if tile[0] == IN_REGISTERS else by_vectors(*tile)
 
-    tiles = tiles_by_vectors(x, parts, 7 if 1 < step < 16 else 4 if step > 1 else 1)
-    tiles = with_products(x, weight.shape, dilation, ((16, 8), (32, 16)), tiles)
+    tiles: list[tuple[int, ...]] = [*tiles_in_registers(x.shape, weight.shape, dilation)]
+    others = tiles_by_vectors(x, parts, 7 if 1 < step < 16 else 4 if step > 1 else 1)
+    tiles = [*tiles, others[0]] if tiles else others
     return tuning.Plan("shared_weight", (x.shape, kernel, dilation, (weight.shape[0], parts)), tiles, launch)
 
 
@@ -107,14 +114,29 @@ def run_weight_gradient(
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), x.new_zeros(x.shape[3] * of_bias)
     tensors, options = (gradient.contiguous(), x.contiguous()), ((dilation[0], dilation[1]), of_bias)
     (partial,) = tuning.run(_plan_weight_gradient, tensors, (), tuple(weight.shape), *options)
-    # [N, taps and perhaps a line of the bias, parts of a word, words]
-    sums, num_taps = partial.sum(1), kernel[0] * kernel[1]
-    of_weight = sums[:, :num_taps].permute(0, 3, 2, 1).flatten(1, 2).unflatten(2, kernel).to(weight.dtype)
-    if not of_bias:
-        return of_weight.contiguous(), x.new_empty(0)
-    has_line = sums.shape[1] > num_taps
-    gradient_of_bias = sums[:, num_taps].sum((0, 1)).to(x.dtype) if has_line else gradient.sum((0, 1, 2))
-    return of_weight.contiguous(), gradient_of_bias
+    has_line = partial.shape[2] > kernel[0] * kernel[1]
+    of_weight, gradient_of_bias = tuning.run(_plan_sum, (partial,), (), tuple(weight.shape), weight.dtype, has_line)
+    if of_bias and not has_line:
+        gradient_of_bias = gradient.sum((0, 1, 2))
+    return of_weight, gradient_of_bias
+
+
+def _plan_sum(tensors: Sequence[Tensor], weight: tuple[int, ...], dtype: torch.dtype, of_bias: bool) -> tuning.Plan:
+    """The gradients of weights and bias are the sums of the shares of `partial`."""
+    (partial,) = tensors
+    results, shares, lines, parts, words = partial.shape
+
+    def launch(rows: int, block: int, warps: int) -> tuning.Launch:
+        return tuning.Launch(
+            vectors.sum_of_shares,
+            (results * (lines - of_bias) + of_bias) * parts * tuning.cdiv(words, block),
+            (shares, words, results),
+            (lines - of_bias, of_bias, parts, rows, block),
+            warps,
+            results=[(weight, dtype), ((words * parts * of_bias,), dtype)],
+        )
+
+    return tuning.Plan("sum_of_shares", (partial.shape,), [(64, 32, 4)], launch)
 
 
 def _plan_weight_gradient(
@@ -144,29 +166,59 @@ def _plan_weight_gradient(
             prepare=functools.partial(_words_of, parts=parts),
         )
 
-    def by_products(strips: int, _: int, block: int, warps: int, __: int) -> tuning.Launch:
-        rows, pieces, units = units_of(x.shape, weight, dilation, strips, block)
-        shares = tuning.cdiv(units, UNITS)
-        with_bias = of_bias and (kernel[1] - 1) * dilation[1] + COLUMNS < SOURCES
+    def in_registers(_: int, columns: int, block: int, strips: int, __: int) -> tuning.Launch:
+        units = _units_of(x.shape, results, dilation, columns, 32 // block, strips)
+        items, blocks, lines = units.shares * units.strips, tuning.cdiv(channels, block), num_taps + of_bias
+        # the sums of the shares take no more memory than x
+        most = x.numel() * x.element_size() // (4 * results * lines * channels)
+        most = max(1, min(_WARPS_AT_ONCE * tuning.num_multiprocessors(x) // (results * blocks), most))
+        shares = tuning.cdiv(items, tuning.cdiv(items, most))  # of as many items each
         return tuning.Launch(
-            products.shared_weight_gradient_by_products,
-            results * shares * pieces[2],
-            (height, width, channels, *pieces[:2], units, pieces[2], *before),
-            (*kernel, *dilation, with_bias, *_sides_of_products(x), rows, UNITS, SOURCES, COLUMNS, block),
-            warps,
-            stages=1,
-            results=[((results, shares, num_taps + with_bias, 1, channels), torch.float32)],
+            registers.shared_weight_gradient_in_registers,
+            results * shares * blocks,
+            (height, width, units.rows, units.strips, units.tiles, units.number, items, shares),
+            (
+                *(channels, *kernel, *dilation, *before, of_bias),
+                *(_reach_of_map(x), columns, units.at_once, block),
+            ),
+            warps=1,
+            registers=_REGISTERS,
+            results=[((results, shares, lines, 1, channels), torch.float32)],
         )
 
     def launch(*tile: int) -> tuning.Launch:
-        return by_products(*tile) if tile[1] == BY_PRODUCTS else by_vectors(*tile)
+        return in_registers(*tile) if tile[0] == IN_REGISTERS else by_vectors(*tile)
 
     some = tiles_by_vectors(x, parts, 7)
     tiles = [*((*tile, 8) for tile in some), *((*tile, share) for share in (4, 16) for tile in some[:2])]
-    tiles = with_products(x, weight, dilation, ((16, 16, 0), (16, 8, 0)), tiles)
+    better = [(*tile, 0) for tile in tiles_in_registers(x.shape, weight, dilation)]
+    tiles = [*better, tiles[0]] if better else tiles
     return tuning.Plan(
         "shared_weight_gradient", (x.shape, tuple(kernel), dilation, (results, parts, of_bias)), tiles, launch
     )
+
+
+class _Units(NamedTuple):
+    """How maps are dealt out to threads: see shared_weight_in_registers.py."""
+
+    rows: int
+    strips: int
+    tiles: int
+    number: int
+    at_once: int
+    shares: int
+
+
+def _units_of(
+    shape: Sequence[int], results: int, dilation: Sequence[int], columns: int, at_once: int, strips: int
+) -> _Units:
+    """Units of one of so many results, if a map is cut into about so many strips of rows that are a dilation apart."""
+    batch, height, width, _ = shape
+    longest = tuning.cdiv(height, dilation[0])
+    rows = tuning.cdiv(longest, strips)
+    tiles = dilation[1] * tuning.cdiv(tuning.cdiv(width, dilation[1]), columns)
+    number = batch // results * tiles
+    return _Units(rows, dilation[0] * tuning.cdiv(longest, rows), tiles, number, at_once, tuning.cdiv(number, at_once))
 
 
 def _parts(x: Tensor) -> int:
@@ -191,10 +243,10 @@ def _column_step(weight: Tensor) -> int:
     return weight.shape[2] if weight.shape[2] <= _LONGEST_COLUMN else 1
 
 
-def _sides_of_products(x: Tensor) -> tuple[Any, Any]:
-    """Types of the factors, and of integers that reach all of an image."""
+def _reach_of_map(x: Tensor) -> Any:
+    """Integers that reach all of an image, over its border too."""
     _, height, width, channels = x.shape
-    return tuning.dot_dtype(x), tuning.integers_up_to(4 * (height + width) * width * channels)
+    return tuning.integers_up_to(4 * (height + width) * width * channels)
 
 
 def _reach(x: Tensor) -> Any:
@@ -209,14 +261,20 @@ def _line_of_taps(words: int, parts: int) -> int:
 
 
 def _taps(weight: Tensor, parts: int) -> Tensor:
-    """[N, K, parts, words] in float32 of weights [N, C, kh, kw], by one copy; words that fill a block are unwritten."""
+    """[N, K, parts, words] in float32 of weights [N, C, kh, kw]; words that fill a block are unwritten."""
     images, channels, height, width = weight.shape
     num_taps, words = height * width, channels // parts
     shape = (images, num_taps, parts, _line_of_taps(words, parts))
     taps = weight.new_empty(shape, dtype=torch.float32)
-    strides = (channels * num_taps, 1, num_taps, parts * num_taps)
-    written = taps if words == shape[3] else taps[..., :words]
-    written.copy_(weight.as_strided((*shape[:3], words), strides))
+    if images == 1:  # so few that PyTorch's copy, though not in whole lines, is as fast and starts sooner
+        strides = (channels * num_taps, 1, num_taps, parts * num_taps)
+        written = taps if words == shape[3] else taps[..., :words]
+        written.copy_(weight.as_strided((*shape[:3], words), strides))
+    else:
+        programs, block_k = images * tuning.cdiv(channels, 32), min(64, tuning.next_power_of_2(num_taps))
+        tuning.launch(
+            vectors.lay_out_taps, programs, (weight, taps), (channels, shape[3]), (num_taps, parts, block_k, 32), 4
+        )
     return taps
 
 

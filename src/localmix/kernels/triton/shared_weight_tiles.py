@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from localmix.kernels.triton import tuning
@@ -16,20 +15,19 @@ Tile = tuple[int, ...]
 MOST_CHANNELS = 64
 """Of a block of the kernels by vectors."""
 
-BY_PRODUCTS = 0
-"""Stands for the columns in a tile of the kernels by products, which have no choice of them."""
+IN_REGISTERS = 0
+"""Stands for the rows in a tile of the kernels in registers, which go down all rows of a strip."""
 
-UNITS, SOURCES, COLUMNS = 16, 16, 8
-"""Sides of a product, the least that a matrix unit takes."""
+_NUMBERS = 100
+"""Taps, and sums of as many columns as fit, of a thread: with what else it needs, registers for 12 warps."""
 
-_MOST_KERNEL_ROWS = 7
-"""Of which the sums fit the registers."""
+_MOST_COLUMNS = 8
 
-_VECTORS = 16
-"""Triton reads in vectors only where it knows that lines are a multiple of so many numbers."""
+_ENOUGH_WARPS = 1536
+"""To fill a large GPU."""
 
-_FEW_PROGRAMS = 256
-"""That leave parts of a large GPU idle."""
+_LEAST_ROWS = 4
+"""Of a strip that goes down a map, if the map has so many: each reads the rows around it again."""
 
 
 def pieces_of(shape: Sequence[int], dilation: Sequence[int], rows: int, tile: int, block: int) -> tuple[int, int, int]:
@@ -63,49 +61,38 @@ def _tiles_of(width: int, words: int, parts: int, vector: int, most_rows: int) -
     return list(dict.fromkeys(candidates))
 
 
-def units_of(
-    shape: Sequence[int], weight: Sequence[int], dilation: Sequence[int], strips: int, block: int
-) -> tuple[int, tuple[int, int, int], int]:
-    """For products: rows of a strip, strips, tiles and blocks of channels, and units of one of N weights.
+def tiles_in_registers(
+    shape: Sequence[int], weight: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int, int, int]]:
+    """Candidates (`IN_REGISTERS`, columns, channels, strips); none where the taps of a thread fit no registers.
 
-    The rows fill whole rounds of a kernel's rows.
+    First the columns that take the fewest instructions, then fewer, for more programs of fewer registers. The strips
+    are as few as fill a GPU.
     """
-    longest = tuning.cdiv(tuning.cdiv(shape[1], dilation[0]), strips)
-    rows = (tuning.cdiv(longest + weight[2] - 1, weight[2]) - 1) * weight[2] + 1
-    pieces = pieces_of(shape, dilation, rows, COLUMNS, block)
-    return rows, pieces, shape[0] // weight[0] * pieces[0] * pieces[1]
+    return _tiles_in_registers(tuple(shape), tuple(weight), tuple(dilation))
 
 
-def with_products(
-    x: Tensor, weight: Sequence[int], dilation: Sequence[int], sizes: Sequence[Tile], others: list[Tile]
-) -> list[Tile]:
-    """Candidates (strips, `BY_PRODUCTS`, *size) and, in case it is faster here, one other; more where these are few.
+@functools.cache
+def _tiles_in_registers(
+    shape: tuple[int, ...], weight: tuple[int, ...], dilation: tuple[int, ...]
+) -> list[tuple[int, int, int, int]]:
+    batch, height, width, channels = shape
+    taps_h, taps_w = weight[2:]
+    longest, widest = (tuning.cdiv(size, d) for size, d in zip((height, width), dilation, strict=True))
+    most = min((_NUMBERS - taps_h * taps_w) // taps_h, _MOST_COLUMNS, widest)
 
-    Maps are cut into strips where there are few programs without. There are no products where most of one would be
-    empty, as for the weights of one image of a small map. Each candidate costs its first user the time to compile it.
-    """
-    if not has_products(x, weight, dilation):
-        return others
-    candidates: list[Tile] = []
-    is_good, rows = False, 0
-    for strips in (1, 2, 4):
-        fewer, pieces, units = units_of(x.shape, weight, dilation, strips, sizes[0][0])
-        if fewer == rows:
+    def instructions(columns: int) -> int:
+        one = taps_h * taps_w * columns + 3 * (columns + taps_w - 1) + 5 * columns + 40
+        return tuning.cdiv(widest, columns) * one
+
+    block = min(32, tuning.next_power_of_2(channels))
+    candidates = []
+    for limit in (most, min(most, 4)):
+        if limit < 1:
             break
-        rows = fewer
-        num_products = tuning.cdiv(units, UNITS)
-        programs = weight[0] * num_products * pieces[2]
-        if 4 * units >= num_products * UNITS:
-            candidates = [*((strips, BY_PRODUCTS, *size) for size in sizes), *candidates]
-            is_good = 2 * units >= num_products * UNITS and programs >= _FEW_PROGRAMS
-        if is_good and programs >= 2 * _FEW_PROGRAMS:
-            break
-    return [*candidates[:4], others[0]] if is_good else [*others[:4], *candidates[:2]]
-
-
-def has_products(x: Tensor, weight: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether matrix units take these numbers, x is read in vectors, and a product has all that the kernel reads."""
-    takes = x.element_size() == 2 or tuning.is_interpreted()
-    aligned = x.shape[3] % _VECTORS == 0 and x.data_ptr() % 16 == 0
-    wide = (weight[3] - 1) * dilation[1] + COLUMNS <= SOURCES
-    return takes and aligned and wide and weight[2] <= _MOST_KERNEL_ROWS and not torch.version.hip
+        columns = min(range(limit, 0, -1), key=instructions)
+        tiles = dilation[1] * tuning.cdiv(widest, columns)
+        warps = dilation[0] * tuning.cdiv(batch * tiles * block, 32) * tuning.cdiv(channels, block)
+        strips = min(tuning.cdiv(_ENOUGH_WARPS, warps), max(1, longest // _LEAST_ROWS))
+        candidates.append((IN_REGISTERS, columns, block, strips))
+    return list(dict.fromkeys(candidates))

@@ -231,6 +231,11 @@ def is_hopper(x: Tensor) -> bool:
     return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
+def num_multiprocessors(x: Tensor) -> int:
+    """Of the GPU of x; of an H100 where it is on none."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
+
+
 def dot_dtype(x: Tensor) -> tl.dtype:
     """In what dtype factors of a matrix product are: that of x, but the interpreter knows no bfloat16 products."""
     if is_interpreted():

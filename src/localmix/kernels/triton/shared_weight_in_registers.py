@@ -1,0 +1,276 @@
+"""Triton kernels for weights shared over positions, all taps in registers; shared_weight_launches.py launches them.
+
+Blocks are [units, channels] with one number for every thread of a program, so the lanes of a warp read channels side by
+side. A unit is a tile of `COLUMNS` columns of a strip of rows of an image, a dilation apart; the units of a program are
+in one strip. A thread goes down the strip with the taps of its channel and the sums of the last `KH` rows of its tile,
+and reads each number of x once: of 7 x 7 taps and 7 columns 13 numbers a row for 343 multiplications. A row is read
+before the one above it is used.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _dot(total, values, factors, FIRST: tl.constexpr, END: tl.constexpr):
+    """`total` and the products of two tuples. A function, because Triton reads its lines once for all calls."""
+    for i in tl.static_range(FIRST, END):
+        total += values[i] * factors[i]
+    return total
+
+
+@triton.jit
+def _units(index, units, tiles, DW: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr):
+    """Image and first column [units, 1] of some units, and which there are."""
+    unit = index * UNITS + tl.arange(0, UNITS)[:, None]
+    tile = unit % tiles
+    return unit // tiles, tile // DW * (COLUMNS * DW) + tile % DW, unit < units
+
+
+@triton.jit
+def _first_row(strip, rows, DH: tl.constexpr):
+    return strip // DH * (rows * DH) + strip % DH
+
+
+@triton.jit
+def _sources(first_row, rows, height, KH: tl.constexpr, DH: tl.constexpr, TOP: tl.constexpr):
+    """First row of x on the map and end of those that a strip reads, counted from its first one, perhaps above it."""
+    begin = (tl.maximum(TOP - first_row, 0) + DH - 1) // DH
+    return begin, tl.minimum(rows + KH - 1, (height + TOP - first_row + DH - 1) // DH)
+
+
+@triton.jit
+def _read_row(
+    x,
+    row,
+    height,
+    first,
+    width,
+    real,
+    DW: tl.constexpr,
+    OFFSET: tl.constexpr,
+    C: tl.constexpr,
+    NUMBER: tl.constexpr,
+):
+    """So many columns of a row, from the first ones on, where x points: a tuple; 0 outside of the map."""
+    of_row = x + row.to(OFFSET) * width * C
+    width = tl.where((row >= 0) & (row < height), width, 0)
+    numbers = ()
+    for s in tl.static_range(NUMBER):
+        # without sign, what is before the map is far behind it: one comparison instead of two
+        here = real & ((first + s * DW).to(tl.uint32) < width.to(tl.uint32))
+        numbers += (tl.load(of_row + s * DW * C, mask=here, other=0).to(tl.float32),)
+    return numbers
+
+
+@triton.jit
+def _write_row(
+    y,
+    numbers,
+    row,
+    height,
+    first,
+    width,
+    real,
+    DW: tl.constexpr,
+    OFFSET: tl.constexpr,
+    C: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Writes a row of tiles where it is on the map."""
+    of_row = y + row.to(OFFSET) * width * C
+    width = tl.where((row >= 0) & (row < height), width, 0)
+    for c in tl.static_range(COLUMNS):
+        tl.store(of_row + c * DW * C, numbers[c].to(y.dtype.element_ty), mask=real & (first + c * DW < width))
+
+
+@triton.jit
+def convolve_in_registers(
+    x,
+    taps,
+    bias,
+    y,
+    height,
+    width,
+    rows,
+    strips,
+    tiles,
+    units,
+    shares,
+    image_stride,
+    C: tl.constexpr,
+    LINE: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order.
+
+    Taps are [N, K, `LINE`] in float32, each of the N for `units` units, of which a program has a share. `WIDTH` is that
+    of a map that is one tile, whose taps outside of it are left out, or 0.
+    """
+    SOURCES: tl.constexpr = COLUMNS + KW - 1
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0).to(tl.int64)
+    channel = (pid % BLOCKS).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    pid = pid // BLOCKS
+    first_row = _first_row((pid % strips).to(tl.int32), rows, DH)
+    pid = pid // strips
+    image, column, real = _units((pid % shares).to(tl.int32), units, tiles, DW, COLUMNS, UNITS)
+    result = pid // shares
+    real = real & (channel < C)
+
+    # a block as large as the others, so that each thread loads its own
+    of_taps = taps + result * image_stride + (tl.zeros((UNITS, 1), tl.int32) + channel)
+    factors = ()
+    for tap in tl.static_range(KH * KW):
+        line = of_taps + (KH * KW - 1 - tap if FLIPPED else tap) * LINE
+        factors += (tl.load(line, mask=channel < C, other=0),)
+    start = tl.zeros((UNITS, BLOCK_C), tl.float32)
+    if HAS_BIAS:
+        start += tl.load(bias + channel, mask=real, other=0).to(tl.float32)
+    fresh = ()
+    for _ in tl.static_range(COLUMNS):
+        fresh += (start,)
+
+    base = (result * (units // tiles) + image) * height * width * C + channel
+    x += base + (column - LEFT).to(OFFSET) * C
+    y += base + column.to(OFFSET) * C
+    # of the last KH rows of y, to which a row of x belongs
+    sums = ()
+    for _ in tl.static_range(KH):
+        sums += fresh
+    begin, end = _sources(first_row, rows, height, KH, DH, TOP)
+    row = first_row + begin * DH - TOP
+    numbers = _read_row(x, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+    for q in range(begin, end):
+        row = first_row + (q + 1) * DH - TOP
+        following = _read_row(x, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+        added = ()
+        for t in tl.static_range(KH):
+            for c in tl.static_range(COLUMNS):
+                row_of_taps = factors[(KH - 1 - t) * KW : (KH - t) * KW]
+                added += (
+                    _dot(
+                        *(sums[t * COLUMNS + c], numbers[c : c + KW], row_of_taps),
+                        LEFT - c if WIDTH > 0 and c < LEFT else 0,
+                        WIDTH + LEFT - c if WIDTH > 0 and WIDTH + LEFT - c < KW else KW,
+                    ),
+                )
+        o = q - (KH - 1)
+        end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
+        _write_row(y, added, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+        sums = added[COLUMNS:] + fresh
+        numbers = following
+    for t in tl.static_range(KH - 1):
+        o = end - (KH - 1) + t
+        end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
+        of_row = sums[t * COLUMNS : (t + 1) * COLUMNS]
+        _write_row(y, of_row, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+
+
+@triton.jit
+def shared_weight_gradient_in_registers(
+    gradient,
+    x,
+    partial,
+    height,
+    width,
+    rows,
+    strips,
+    tiles,
+    units,
+    items,
+    shares,
+    C: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    OF_BIAS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """partial[n, share, k] = sum over the positions of a share of gradient[p] * x[p + k].
+
+    An item is a strip of `UNITS` units; the `items` of each of the N results are dealt out to shares in turn. The last
+    line, after those of the taps, is that of the gradient of the bias, if it is asked for. A thread has the sums of the
+    taps, and the gradients of its tile in the last `KH` rows, to which a row of x belongs.
+    """
+    SOURCES: tl.constexpr = COLUMNS + KW - 1
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0).to(tl.int64)
+    channel = (pid % BLOCKS).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    pid = pid // BLOCKS
+    share = (pid % shares).to(tl.int32)
+    gradient += channel
+    x += channel
+
+    sums = ()
+    for _ in tl.static_range(KH * KW):
+        sums += (tl.zeros((UNITS, BLOCK_C), tl.float32),)
+    of_bias = tl.zeros((UNITS, BLOCK_C), tl.float32)
+    for item in range(share, items, shares):
+        first_row = _first_row(item % strips, rows, DH)
+        image, column, real = _units(item // strips, units, tiles, DW, COLUMNS, UNITS)
+        real = real & (channel < C)
+        base = (pid // shares * (units // tiles) + image) * height * width * C
+        own = gradient + base + column.to(OFFSET) * C
+        sources = x + base + (column - LEFT).to(OFFSET) * C
+        begin, end = _sources(first_row, rows, height, KH, DH, TOP)
+        lines = ()
+        for t in tl.static_range(KH - 1):
+            o = begin - (KH - 1) + t
+            end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
+            read = _read_row(own, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+            of_bias = _with_sum(of_bias, read, OF_BIAS, COLUMNS)
+            lines += read
+        row = first_row + begin * DH
+        end_of_map = tl.where(begin < rows, height, 0)
+        read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+        numbers = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+        for q in range(begin, end):
+            row = first_row + (q + 1) * DH
+            end_of_map = tl.where(q + 1 < rows, height, 0)
+            next_read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+            following = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+            of_bias = _with_sum(of_bias, read, OF_BIAS, COLUMNS)
+            lines += read
+            added = ()
+            for i in tl.static_range(KH):
+                for j in tl.static_range(KW):
+                    of_line = lines[(KH - 1 - i) * COLUMNS : (KH - i) * COLUMNS]
+                    added += (_dot(sums[i * KW + j], numbers[j : j + COLUMNS], of_line, 0, COLUMNS),)
+            sums = added
+            lines = lines[COLUMNS:]
+            read = next_read
+            numbers = following
+
+    partial += pid * ((KH * KW + OF_BIAS) * C) + channel
+    for tap in tl.static_range(KH * KW):
+        tl.store(partial + tap * C, tl.sum(sums[tap], 0, keep_dims=True), mask=channel < C)
+    if OF_BIAS:
+        tl.store(partial + KH * KW * C, tl.sum(of_bias, 0, keep_dims=True), mask=channel < C)
+
+
+@triton.jit
+def _with_sum(total, numbers, WANTED: tl.constexpr, NUMBER: tl.constexpr):
+    """Adds numbers to a sum that is wanted."""
+    if WANTED:
+        for i in tl.static_range(NUMBER):
+            total += numbers[i]
+    return total

@@ -14,8 +14,10 @@ CASES = [
     ("depthwise_convolution", {"x": (3, 5, 6, 1), "weight": (1, 4, 3)}, {"dilation": (2, 1)}),
     ("depthwise_convolution", {"x": (2, 3, 2, 33), "weight": (33, 7, 7), "bias": (33,)}, {}),
     ("depthwise_convolution", {"x": (2, 56, 56, 96), "weight": (96, 7, 7), "bias": (96,)}, {}),
-    # enough for products of matrices, in 16 bits
+    # several strips, tiles and shares
     ("depthwise_convolution", {"x": (48, 14, 14, 384), "weight": (384, 7, 7), "bias": (384,)}, {}),
+    ("depthwise_convolution", {"x": (48, 7, 7, 768), "weight": (768, 7, 7), "bias": (768,)}, {}),
+    ("depthwise_convolution", {"x": (2, 13, 9, 20), "weight": (20, 11, 11)}, {}),
     ("homogeneous_convolution", {"x": (32, 56, 56, 128), "weight": (32, 128, 5, 3)}, {"dilation": (1, 2)}),
     ("homogeneous_convolution", {"x": (3, 13, 9, 20), "weight": (3, 20, 7, 7), "bias": (20,)}, {}),
     ("homogeneous_convolution", {"x": (2, 4, 6, 3), "weight": (2, 3, 4, 5)}, {"dilation": (1, 2)}),
@@ -52,6 +54,11 @@ CASES = [
         "neighborhood_attention",
         {**dict.fromkeys(("query", "key", "value"), (2, 17, 10, 3, 32)), "bias": (3, 13, 13)},
         {"kernel_size": 7},
+    ),
+    (
+        "neighborhood_attention",  # the whole map
+        {**dict.fromkeys(("query", "key", "value"), (3, 7, 6, 3, 32)), "bias": (3, 13, 17)},
+        {"kernel_size": (7, 9)},
     ),
     (
         "neighborhood_attention",

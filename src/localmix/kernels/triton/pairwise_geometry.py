@@ -21,6 +21,12 @@ class Windows(gathered_attention.Windows):
         top, left = ((size - shift) % size for size, shift in zip(self.size, self.shift, strict=True))
         return top, left, *self.size, 1, 1
 
+    def as_windows(self, shape: Sequence[int]) -> Windows:
+        return self
+
+    def bias_of_slots(self, bias: Tensor, shape: Sequence[int]) -> Tensor:
+        return bias
+
     def tile(self, shape: Sequence[int], positions: int) -> Pair:
         """A tile is a window, however many blocks of positions that is."""
         return self.size
@@ -34,6 +40,9 @@ class Windows(gathered_attention.Windows):
     def reach(self, shape: Sequence[int]) -> Pair:
         """How many steps beyond their tile queries see."""
         return 0, 0
+
+    def gradient_of_slots(self, of_slots: Tensor, shape: Sequence[int]) -> Tensor:
+        return of_slots
 
     def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
         """From the sum over all tiles, by rows and columns of queries and keys: that is the bias."""
@@ -57,6 +66,20 @@ class Neighborhoods(gathered_attention.Neighborhoods):
         """Of the kernels: empty slots before the map, size and dilation."""
         return 0, 0, *self.size, *self._residues(shape)
 
+    def as_windows(self, shape: Sequence[int]) -> Windows | None:
+        """The map as one window, if every position sees all of it."""
+        height, width = shape[1:3]
+        if self._residues(shape) != (1, 1) or height > self.size[0] or width > self.size[1]:
+            return None
+        return Windows((height, width), (0, 0))
+
+    def bias_of_slots(self, bias: Tensor, shape: Sequence[int]) -> Tensor:
+        """That of the map as one window, [heads, slots, slots], from one of distances."""
+        for axis, (length, size) in enumerate(zip(shape[1:3], self.size, strict=True), 1):
+            # distances of the keys from the last query, from the one before it, ...
+            bias = bias.narrow(axis, size - length, 2 * length - 1).unfold(axis, length, 1)
+        return bias.flip(1, 2).flatten(3).flatten(1, 2)
+
     def tile(self, shape: Sequence[int], positions: int) -> Pair:
         """About as wide as high, so that the queries of a tile see much the same keys."""
         height, width = map(tuning.next_power_of_2, self._longest(shape))
@@ -75,6 +98,12 @@ class Neighborhoods(gathered_attention.Neighborhoods):
         """How many steps beyond their tile queries see, at a border."""
         rows, columns = (min(size, length) - 1 for size, length in zip(self.size, self._longest(shape), strict=True))
         return rows, columns
+
+    def gradient_of_slots(self, of_slots: Tensor, shape: Sequence[int]) -> Tensor:
+        """From that of the map as one window."""
+        (height, width), (above, beside) = shape[1:3], self.reach(shape)
+        of_pairs = of_slots.unflatten(2, (height, width)).unflatten(1, (height, width))
+        return self.gradient_of_bias(F.pad(of_pairs, (beside, beside, above, above)), shape)
 
     def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
         """From the sum over all tiles, by rows and columns of queries and keys: over pairs of the same distance.

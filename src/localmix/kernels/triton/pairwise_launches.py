@@ -5,6 +5,7 @@ No gradient is summed by atomic additions: each program sums its share, and the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,10 +102,15 @@ def _gradients_of(query: Tensor, needed: Sequence[bool]) -> list[Result]:
 
 
 def fits_a_block(query: Tensor, geometry: Geometry) -> bool:
-    """Whether one program has the registers for all scores of a window; float32 on no matrix unit takes more."""
+    """Whether one program has the registers for all scores of a window; float32 on no matrix unit takes more.
+
+    A neighborhood that is the whole map is a window too.
+    """
     most = 32 if query.dtype == torch.float32 else 64
-    fits = query.shape[4] * query.element_size() <= 128
-    return isinstance(geometry, Windows) and math.prod(geometry.size) <= most and fits
+    if query.shape[4] * query.element_size() > 128:
+        return False
+    windows = geometry.as_windows(query.shape)
+    return windows is not None and math.prod(windows.size) <= most
 
 
 def _plan_in_windows(
@@ -116,11 +122,15 @@ def _plan_in_windows(
     of_gradients: bool,
 ) -> tuning.Plan:
     """A kernel of windows that fit a block; that of gradients gives the sums of its shares, for that of the bias."""
-    query, slots = tensors[0], math.prod(geometry.size)
+    query, prepare, seen = tensors[0], None, geometry.as_windows(tensors[0].shape)
+    assert seen is not None
+    if flags[0] and seen is not geometry:
+        prepare = functools.partial(_with_bias_of_slots, geometry)
+        tensors = prepare(tensors)
     batch, height, width, heads, dim = query.shape
-    windows = geometry.tiles(query.shape, geometry.size)
+    slots, windows = math.prod(seen.size), seen.tiles(query.shape, seen.size)
     units = batch * math.prod(windows)
-    top, left, kh, kw, _, _ = geometry.arguments(query.shape)
+    top, left, kh, kw, _, _ = seen.arguments(query.shape)
     of_bias = of_gradients and flags[-1]
 
     def launch(share: int, warps: int, stages: int) -> tuning.Launch:
@@ -137,6 +147,7 @@ def _plan_in_windows(
             warps,
             stages,
             results=[*results, sums] if of_gradients else results,
+            prepare=prepare,
         )
 
     warps = 1 if slots <= _SMALLEST_FACTOR else 4 if dim * query.element_size() <= 64 else 8
@@ -144,9 +155,14 @@ def _plan_in_windows(
     first, second = (1, 2) if of_gradients else (2, 1)
     tiles = [
         *((share, warps, first) for share in (4, 8, 16, 1)),
-        *((4, warps, second), (4, min(2 * warps, 8), first)),
+        *((share, warps, second) for share in (4, 16)),
     ]
     return _plan(kernel, query, geometry, flags, list(dict.fromkeys(tiles)), launch)
+
+
+def _with_bias_of_slots(geometry: Geometry, tensors: Sequence[Tensor]) -> list[Tensor]:
+    query, key, value, bias, *others = tensors
+    return [query, key, value, geometry.bias_of_slots(bias, query.shape), *others]
 
 
 def _plan_by_tiles(
@@ -204,7 +220,7 @@ def _blocks(query: Tensor) -> list[Tile]:
     if query.dtype == torch.float32:
         return [(32, 32, 8), (32, 16, 4), (16, 32, 4)] if line <= 128 else [(16, 16, 4), (32, 16, 8)]
     if line <= 64:
-        return [(64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 32, 2), (32, 64, 4), (16, 32, 1)]
+        return [(16, 32, 1), (32, 32, 2), (64, 32, 4), (16, 16, 1), (16, 64, 1), (32, 32, 1)]
     return [(32, 32, 4), (64, 32, 8), (16, 32, 2)] if line <= 128 else [(32, 32, 8), (32, 16, 4), (16, 32, 4)]
 
 

@@ -160,7 +160,9 @@ def _run_gradients(
     if not peaks.numel():  # windows that fit a block
         tensors = (*pointers, gradient)
         *results, sums = tuning.run(launches.plan_window_gradients, tensors, (scale,), seen, has_bias, needed)
-        return *results, sums.sum(0).to(query.dtype) if needed[3] else sums
+        if not needed[3]:
+            return *results, sums
+        return *results, launches.geometry_of(seen).gradient_of_slots(sums.sum(0), query.shape).to(query.dtype)
 
     def run(plan: Callable[..., tuning.Plan], *others: Tensor, flags: tuple[bool, ...] = ()) -> list[Tensor]:
         return tuning.run(plan, (*pointers, gradient, *others), (scale,), seen, has_bias, *flags)

@@ -74,7 +74,11 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
         )
 
     def in_registers(_: int, columns: int, block: int, strips: int) -> tuning.Launch:
-        units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 * _WARPS // block, strips)
+        warps = _WARPS
+        units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 * warps // block, strips)
+        if units.number < units.at_once:  # the only tile of a map that has weights of its own: no warp is idle
+            warps = 1
+            units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 // block, strips)
         line = _line_of_taps(channels, 1)
         return tuning.Launch(
             registers.convolve_in_registers,
@@ -87,7 +91,7 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
                 *(channels, line, *kernel, *dilation, *before, flipped, has_bias),
                 *(_reach_of_map(x), width if units.tiles == 1 else 0, columns, units.at_once, block),
             ),
-            warps=_WARPS,
+            warps=warps,
             registers=_REGISTERS,
             results=[(x.shape, x.dtype)],
             prepare=functools.partial(_with_taps, parts=1, has_bias=has_bias),

@@ -77,10 +77,14 @@ def test_made_weights(launches, monkeypatch, kind, shape, groups, rank, kernel, 
 @pytest.mark.parametrize(
     ("kind", "shape", "groups", "kernel", "dilation", "dtype"),
     [
-        ("_BY_PARTS", (3, 3, 5, 18), 3, (3, 3), (1, 1), torch.float16),
-        ("_BY_PARTS", (2, 3, 4, 15), 5, (3, 3), (1, 1), torch.float32),
-        ("_BY_PARTS", (2, 7, 6, 4 * 17), 17, (2, 3), (2, 1), torch.float32),
-        ("_BY_PARTS", (2, 2, 3, 24), 1, (5, 7), (1, 1), torch.float32),
+        # a word of two groups, several strips, tiles of columns of which the last is not full, threads without work
+        ("_BY_WORDS", (2, 5, 9, 12), 4, (3, 3), (1, 1), torch.float16),
+        # words of one group, its parts in several threads; dilations, one larger than the map has rows
+        ("_BY_WORDS", (1, 3, 10, 24), 2, (3, 5), (4, 2), torch.float16),
+        # number by number: an odd number of groups, a long odd group; even kernels, and one larger than the map
+        ("_BY_WORDS", (2, 3, 4, 15), 5, (4, 2), (1, 1), torch.float16),
+        ("_BY_WORDS", (1, 3, 4, 22), 2, (3, 3), (1, 1), torch.float16),
+        ("_BY_WORDS", (2, 2, 3, 8), 2, (5, 7), (1, 1), torch.float32),
     ],
 )
 def test_given_weights(launches, monkeypatch, kind, shape, groups, kernel, dilation, dtype, layout):

@@ -15,6 +15,7 @@ from localmix.kernels.triton import local_weight_by_parts as by_parts
 from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton.local_weight_words import run_by_words, tiles_by_words
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -33,6 +34,9 @@ _BY_ROWS = -1
 
 _BY_PARTS = -2
 """Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
+
+_BY_WORDS = -3
+"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps) of weights that are given."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
@@ -72,6 +76,10 @@ def run_apply(
     def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
         if block_d == _BY_ROWS:
             run_by_rows(tile_h, tile_w, block, warps)
+            return
+        if block_d == _BY_WORDS:
+            tile = (tile_h, tile_w, block, warps)
+            run_by_words(tile, x, y, operands[0], kernel, dilation, transposed=transposed)
             return
         if block_d == _BY_PARTS:
             run_by_parts(tile_h, tile_w, block, warps)
@@ -136,10 +144,13 @@ def run_apply(
     name = "projected_local_weight" if rank else "local_weight"
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
     candidates = _tiles(x, groups, bool(rank))
-    if not rank or x.dtype != torch.float32:
+    if not rank:
+        by_words = tiles_by_words(x, groups, kernel, dilation)
+        if by_words:
+            candidates = [*((*tile[:3], _BY_WORDS, tile[3]) for tile in by_words), candidates[0]]
+    elif x.dtype != torch.float32:
         better = _tiles_by_parts(groups, dim, bool(rank))
-        if rank:
-            better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
+        better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
         candidates = [*better, *candidates[:2]] if better else candidates
     run(*tuning.choose(name, problem, candidates, run, x))
     return y

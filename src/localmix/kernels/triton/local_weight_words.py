@@ -1,0 +1,130 @@
+"""How weights of its own at every position are applied by words: tiles and launches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from localmix.kernels.triton import local_weight_by_words as kernels
+from localmix.kernels.triton import tuning
+
+Tile = tuple[int, ...]
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+_VECTORS = (3, 2, 5, 7, 1)
+"""Words of a thread, the best first: with fewer, more threads read the same weights; more lie too far apart."""
+
+_COLUMNS = (7, 6, 5, 4, 3, 2, 1)
+"""Of a tile."""
+
+_MOST_TAPS = 64
+"""Of a row of a tile, that are unrolled."""
+
+_MOST_SUMS = 56
+"""Of a thread, in registers."""
+
+
+class _Words(NamedTuple):
+    """How threads read channels."""
+
+    parts: int
+    """Numbers of a word."""
+    each: int
+    """Groups of a unit of whole words."""
+    number: int
+    """Words of a unit."""
+
+
+def tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
+    """Candidates (rows, columns, words of a thread, warps), none where there are too many taps to unroll."""
+    return _tiles(x.shape[1:3], _words_of(x, groups), tuple(kernel), tuple(dilation))
+
+
+@functools.cache
+def _tiles(map_size: tuple[int, ...], words: _Words, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[Tile]:
+    if kernel[1] > _MOST_TAPS:
+        return []
+    height, width = (tuning.cdiv(size, d) for size, d in zip(map_size, dilation, strict=True))
+    # a unit of two groups is the work of one thread
+    fitting = [v for v in _VECTORS if (v == words.number if words.each == 2 else words.number % v == 0)]
+    vector, narrow = fitting[0], 2 if 2 in fitting else fitting[0]
+
+    def tile(rows: int, vector: int) -> Tile:
+        sums = rows * vector * words.parts
+        sizes = [
+            c for c in _COLUMNS if c == 1 or (c <= width and c * kernel[1] <= _MOST_TAPS and c * sums <= _MOST_SUMS)
+        ]
+        # columns that are computed, and those of x that are read for them
+        columns = min(sizes, key=lambda c: tuning.cdiv(width, c) * (c + 0.3 * (c + kernel[1] - 1)))
+        return rows, columns, vector, 4
+
+    candidates = [tile(1, vector), tile(min(2, height), narrow), tile(1, narrow)]
+    return list(dict.fromkeys(candidates))
+
+
+def run_by_words(
+    tile: Tile,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    transposed: bool,
+    first_row: int = 0,
+    weight_row: int = 0,
+) -> None:
+    """Writes y [B, rows, W, C], whose rows are those of x from the first one on, by weights [B, rows, W, G, K].
+
+    The rows of the weights are those of x from `weight_row` on: of y or, transposed, all that these need.
+    """
+    block_h, columns, vector, warps = tile
+    (batch, height, width, channels), rows, groups = x.shape, y.shape[1], weight.shape[3]
+    words, half = _words_of(x, groups), _DTYPES[x.dtype]
+    per_position = channels // (words.parts * vector)
+    strips = rows if block_h == 1 else dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), block_h)
+    tiles = dilation[1] * tuning.cdiv(tuning.cdiv(width, dilation[1]), columns)
+    units, threads = batch * tiles * per_position, 32 * warps
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    top, left = (r - r // 2 if transposed else r // 2 for r in reach)
+    if words.parts == 2:
+        x, y = x.view(torch.int32), y.view(torch.int32)
+    strides, is_paired = weight.stride(), words.each == 2 and _comes_in_pairs(weight)
+    kind = _DTYPES[weight.dtype]
+    if is_paired:
+        weight = weight.transpose(3, 4).view(torch.int32)
+        strides = (*(stride // 2 for stride in strides[:3]), 1, strides[4] // 2)
+    tuning.launch(
+        kernels.apply_by_words,
+        tuning.cdiv(units, threads) * strips,
+        (x, y, weight, units - 1, rows, first_row, weight_row, height, width, strips, tiles, top, left),
+        strides[:2],
+        (
+            *(groups, channels // groups, *kernel, *dilation, *strides[2:]),
+            *(transposed, width % (columns * dilation[1]) == 0, half, words.parts, words.each, vector),
+            *(kind, is_paired, tuning.integers_up_to(units + threads), block_h, columns, threads),
+        ),
+        warps,
+    )
+
+
+def _words_of(x: Tensor, groups: int) -> _Words:
+    dim = x.shape[3] // groups
+    # where a word belongs to two groups, a thread has all of both; a longer unit is read number by number
+    is_whole = dim % 2 == 0 or (groups % 2 == 0 and dim in _VECTORS)
+    if x.element_size() != 2 or not is_whole or x.data_ptr() % 4:
+        return _Words(1, 1, dim)
+    return _Words(2, 1, dim // 2) if dim % 2 == 0 else _Words(2, 2, dim)
+
+
+def _comes_in_pairs(weight: Tensor) -> bool:
+    """Whether the weights of two neighboring groups are one word of memory."""
+    of_rows, of_groups = (*weight.stride()[:3], weight.stride(4)), weight.stride(3)
+    is_aligned = weight.data_ptr() % 4 == 0 and all(stride % 2 == 0 for stride in of_rows)
+    return weight.element_size() == 2 and of_groups == 1 and is_aligned

@@ -130,29 +130,16 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     assert rows.equal(whole[:, 3:8])
 
 
-@pytest.mark.parametrize("most", [1, 7, 20, 50, 70, 10**6])
-def test_parts_cover_every_row_once_and_differ_little(gradients, most):
-    batch, height, row = 5, 6, 4
-    parts = list(gradients._parts(batch, height, row, most))
-    rows = [
-        (i, r)
-        for image, images, first, n in parts
-        for i in range(image, image + images)
-        for r in range(first, first + n)
-    ]
-    assert rows == [(i, r) for i in range(batch) for r in range(height)]
-    sizes = [images * rows * row for _, images, _, rows in parts]
-    assert max(sizes) <= max(most, row)
-    assert max(sizes) - min(sizes) <= max(row, height * row if most >= height * row else 0)
-
-
 @pytest.mark.parametrize("rank", [5, 8])
 @pytest.mark.parametrize(("most", "parts"), [(2**24, 1), (250, 3), (80, 9)], ids=["at once", "by images", "by rows"])
 def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
     """Three images of 3 rows of 4 positions with 2 * 6 weights are 144 numbers each; also with bias and without."""
-    monkeypatch.setattr(gradients, "_BUFFER_NUMBERS", most)
-    monkeypatch.setattr(gradients, "_BUFFER_OF_X", 100)
+    from localmix.kernels.triton import local_weight_launches, local_weight_parts
+
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_BYTES", 4 * most)
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_OF_X", 100)
     product, seen = torch.mm, []
+    monkeypatch.setattr(local_weight_launches, "parts_to_apply", lambda *args: [])  # which takes products too
     monkeypatch.setattr(torch, "mm", lambda a, b, out: (seen.append(a.numel()), product(a, b, out=out)))
     shapes = {"x": (3, 3, 4, 6), "hidden": (3, 3, 4, rank), "projection": (12, rank), "projection_bias": (12,)}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}

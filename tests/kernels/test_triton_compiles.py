@@ -126,12 +126,24 @@ def compile_all():
         needed = (True, True, True, True)
         getattr(torch.ops.localmix, f"triton_{name}_backward")(query, *tensors, *results, *options, needed)
 
-    torch.use_deterministic_algorithms(True)  # the first of the tiles, unmeasured
+    choose = tuning.choose
+
+    def choose_all(name, problem, candidates, run, x):
+        """The first tile, unmeasured; of the kernels for local weights the first of each."""
+        if name in ("local_weight", "projected_local_weight"):
+            kinds = {min(tile[3], 0): tile for tile in reversed(candidates)}
+            for tile in kinds.values():
+                if tile != candidates[0]:
+                    run(*tile)
+        return choose(name, problem, candidates, run, x)
+
+    tuning.choose = choose_all
+    torch.use_deterministic_algorithms(True)
     for capability, dtype in itertools.product([90, 80], [torch.float32, torch.bfloat16, torch.float16]):
         tuning.launch = functools.partial(compile, capability)
         tuning.is_hopper = lambda x, capability=capability: capability == 90
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
-        launch_all(x, 32, 48, (7, 7))  # small groups, by channels where that is faster
+        launch_all(x, 32, 48, (7, 7))  # small groups
         launch_all(x, 16, 48, (7, 7))
         launch_applications(x[..., :96], 32, 24, (7, 7))
         launch_applications(x, 8, 192, (7, 7))
@@ -180,8 +192,6 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "query_gradient",
         "key_gradient",
         "bias_gradient",
-        "apply_by_channels",
-        "apply_by_parts",
         "apply_by_words",
         "apply_by_rows",
         "mix_windows",
@@ -191,7 +201,7 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
     }
     assert names == expected
     # products of weights that are shared, and of several rows at a time, are not for float32
-    assert len(launches) == 2 * 3 * len(expected) - 2 * 3, sorted(launches)
+    assert len(launches) == 2 * 3 * len(expected) - 2 * 3
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

@@ -55,12 +55,9 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         # more taps than rows and columns; a power of two of features needs a larger block for the bias
         ("_BY_ROWS", (3, 4, 3, 6), 1, 16, (7, 7), (1, 1), True),
         ("_BY_ROWS", (1, 13, 4, 16), 2, 40, (5, 3), (2, 2), True),
-        # 3 parts of 8 and of 4 channels, a tile of several images, a block of groups that is not full
-        ("_BY_PARTS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
-        ("_BY_PARTS", (1, 6, 7, 12 * 9), 9, 70, (3, 2), (1, 2), False),
-        # one part, more taps than rows and columns; features that do not fit the registers
-        ("_BY_PARTS", (2, 2, 3, 32), 2, 5, (5, 7), (1, 1), True),
-        ("_BY_PARTS", (1, 4, 5, 20), 1, 300, (2, 2), (1, 1), True),
+        # in one part, of large groups and of small ones that no other candidate takes
+        ("_BY_WORDS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
+        ("_BY_WORDS", (1, 6, 7, 9), 9, 70, (3, 2), (1, 2), False),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16], ids=str)
@@ -104,10 +101,45 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
     reached = []
     monkeypatch.setattr(launches.tuning, "launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
-    for dim in (3, 24):
-        x = torch.empty(9, 2, 3, dim, dtype=torch.float16)
-        made = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
-        launches.run_apply(x, made, (3, 3), (1, 1), transposed=False)
-    rows, parts = reached
-    assert rows >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
-    assert parts >= 6 * 2 * 3 * 24  # 32 positions
+    monkeypatch.setattr(launches, "parts_to_apply", lambda *args: [])
+    x = torch.empty(9, 2, 3, 3, dtype=torch.float16)
+    made = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
+    launches.run_apply(x, made, (3, 3), (1, 1), transposed=False)
+    assert reached.pop() >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
+
+
+@pytest.mark.parametrize(
+    ("most", "kernel", "dilation"),
+    [
+        (17, (3, 2), (1, 1)),  # two images, and one
+        # rows, with those around them where the gradient of x needs these
+        (6, (3, 2), (1, 1)),
+        (7, (4, 2), (1, 3)),
+        (7, (2, 2), (3, 1)),
+    ],
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, has_bias):
+    """Images of 8 rows of 3 positions with two groups, in parts of which at most so many rows have weights."""
+    module, seen = launches.parts_to_apply.__globals__, []
+    run, taps = module["run_by_words"], kernel[0] * kernel[1]
+
+    def record(tile, x, y, weight, *args, **options):
+        seen.append((tuple(weight.shape[:2]), tuple(y.shape[:2])))
+        run(tile, x, y, weight, *args, **options)
+
+    monkeypatch.setitem(module, "run_by_words", record)
+    monkeypatch.setitem(module, "_BUFFER_BYTES", 2 * most * 3 * 2 * taps)
+    monkeypatch.setitem(module, "_BUFFER_OF_X", taps)
+    shape, dtype = (3, 8, 3, 12), torch.float16
+    others = [torch.randn(*shape[:3], 5).to(dtype), torch.randn(2 * taps, 5).to(dtype)]
+    others.append(torch.randn(2 * taps).to(dtype) if has_bias else None)
+    options = {"kernel_size": kernel, "num_groups": 2, "dilation": dilation}
+    x = torch.randn(shape).to(dtype)
+    check_every_tile(launches, monkeypatch, "projected_inhomogeneous_convolution", "_BY_WORDS", x, others, options)
+    assert all(images * rows <= most for (images, rows), _ in seen)
+    if most > 8:
+        assert {written for _, written in seen} == {(1, 8), (2, 8)}
+    else:
+        assert all(written[1] < 8 for _, written in seen)
+        assert any(made[1] > written[1] for made, written in seen)

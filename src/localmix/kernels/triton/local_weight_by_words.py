@@ -18,7 +18,7 @@ def _numbers(words, PARTS: tl.constexpr, HALF: tl.constexpr):
     """Words of two numbers of type `HALF`, or words that are numbers, in float32: a tuple of `PARTS`."""
     if PARTS == 1:
         return (words.to(tl.float32),)
-    elif HALF.is_fp16():
+    elif tl.float16 == HALF:
         low, high = words.to(tl.int16), (words >> 16).to(tl.int16)
         return low.to(HALF, bitcast=True).to(tl.float32), high.to(HALF, bitcast=True).to(tl.float32)
     else:

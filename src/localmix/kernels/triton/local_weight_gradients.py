@@ -1,15 +1,14 @@
 """Gradients of weights of its own at every position, and of the hidden features and the projection they are made of.
 
-The gradient of the weights is K numbers per group and position: often the largest tensor there is. Where no one asks
-for it, it is made for some rows or images at a time, in a buffer that is used again, and multiplied at once by two
-ordinary matrix products. The sums of the parts are added in one order.
+Where no one asks for the gradient of the weights, it is made for some rows or images at a time and multiplied at once
+by two ordinary matrix products. The sums of the parts are added in one order.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton.local_weight_parts import parts_of
 
 _MOST_NUMBERS = 24
 """Channels of a block that are kept in float32, at most."""
@@ -26,12 +26,6 @@ _GRADIENTS_AT_ONCE = 8
 
 _ENOUGH_WARPS = 2048
 """To fill a GPU; where a tile of positions is the work of fewer, kernel columns are given to several programs."""
-
-_BUFFER_NUMBERS = 2**24
-"""Of the weights' gradient at a time, at most: in half precision two thirds of the L2 cache of an H100."""
-
-_BUFFER_OF_X = 4
-"""And no more than so many times the numbers of x."""
 
 
 class _Words(NamedTuple):
@@ -110,8 +104,8 @@ def run_projected_gradients(
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, projection and its bias; an empty tensor for one that is not needed."""
-    (lines, rank), (batch, height, width, _) = projection.shape, x.shape
-    num_taps, of_x = lines // groups, x.numel()
+    (lines, rank), width = projection.shape, x.shape[2]
+    num_taps = lines // groups
     of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(3))
     if needed[0]:
         of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -120,8 +114,8 @@ def run_projected_gradients(
     if not x.numel():
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
+    parts = parts_of(x, width * lines)
     gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), groups)
-    parts = list(_parts(batch, height, width * lines, min(_BUFFER_NUMBERS, _BUFFER_OF_X * of_x)))
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     # views cost a microsecond each, unless they are made together
@@ -159,31 +153,6 @@ def run_projected_gradients(
             of_bias = hidden.new_empty(lines)
             of_bias.view(groups, num_taps).copy_(total[..., rank])
     return of_hidden, of_projection, of_bias
-
-
-def _parts(batch: int, height: int, row: int, most: int) -> Iterator[tuple[int, int, int, int]]:
-    """(First image, images, first row, rows) of parts of about one size, of up to `most` numbers or one row.
-
-    Args:
-        row: numbers of it.
-        most: of a part; several images where they fit, and else some rows of one.
-    """
-    rows = max(1, most // row)
-    if rows >= height:
-        for image, images in _shares(batch, rows // height):
-            yield image, images, 0, height
-    else:
-        for image in range(batch):
-            for first, share in _shares(height, rows):
-                yield image, 1, first, share
-
-
-def _shares(number: int, most: int) -> Iterator[tuple[int, int]]:
-    """First and number of shares that differ by one at most."""
-    shares = tuning.cdiv(number, most)
-    for share in range(shares):
-        first = number * share // shares
-        yield first, number * (share + 1) // shares - first
 
 
 def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor, _Words]:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localmix.kernels.triton import local_weight_by_channels as by_channels
-from localmix.kernels.triton import local_weight_by_parts as by_parts
 from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
 from localmix.kernels.triton.local_weight_words import run_by_words, tiles_by_words
 
 Pair = tuple[int, int]
@@ -24,19 +23,13 @@ _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
 
 _SMALL_GROUP = 8
-"""Channels of a group up to which blocks of channels may be faster than blocks of groups."""
-
-_BY_CHANNELS = 0
-"""Stands for the channels of a group in a tile of channels, whatever their groups."""
+"""Channels of a group up to which a product may make a weight for each of them."""
 
 _BY_ROWS = -1
-"""Stands there in a tile (rows, columns, channels, `_BY_ROWS`, warps) of strips of so many rows."""
+"""Stands for the channels of a group in a tile (rows, columns, channels, `_BY_ROWS`, warps): strips of so many rows."""
 
-_BY_PARTS = -2
-"""Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
-
-_BY_WORDS = -3
-"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps) of weights that are given."""
+_BY_WORDS = -2
+"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
@@ -60,13 +53,15 @@ def run_apply(
         return y
     batch, height, width, channels = x.shape
     if isinstance(weight, Tensor):
-        groups, rank = weight.shape[3], 0
+        groups, rank, made_of = weight.shape[3], 0, None
         operands, strides, has_bias = (weight, weight, weight, weight), weight.stride(), False
     else:
         hidden, projection, bias, groups = weight
         rank, has_bias = hidden.shape[3], bias is not None
         hidden, projection = hidden.contiguous(), projection.contiguous()
-        operands = (hidden, hidden, projection, hidden if bias is None else bias.contiguous())
+        bias = None if bias is None else bias.contiguous()
+        made_of = (hidden, projection, bias, groups)
+        operands = (hidden, hidden, projection, hidden if bias is None else bias)
         strides = (0, 0, 0, 0, 0)
     dim = channels // groups
     # of an image, in the strides of its map, of hidden features and of weights
@@ -76,28 +71,25 @@ def run_apply(
     def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
         if block_d == _BY_ROWS:
             run_by_rows(tile_h, tile_w, block, warps)
-            return
-        if block_d == _BY_WORDS:
-            tile = (tile_h, tile_w, block, warps)
-            run_by_words(tile, x, y, operands[0], kernel, dilation, transposed=transposed)
-            return
-        if block_d == _BY_PARTS:
-            run_by_parts(tile_h, tile_w, block, warps)
-            return
-        tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
-        if block_d == _BY_CHANNELS:
-            function, blocks = by_channels.apply_by_channels, (tuning.cdiv(channels, block),)
-            sizes = (tuning.integers_up_to(largest), tile_h, tile_w, block)
+        elif block_d == _BY_WORDS:
+            tile, sizes = (tile_h, tile_w, block, warps), (kernel, dilation)
+            if made_of is None:
+                run_by_words(tile, x, y, operands[0], *sizes, transposed=transposed)
+            else:
+                run_in_parts(tile, x, y, made_of, *sizes, transposed=transposed)
         else:
-            blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
-            function, sizes = kernels.apply, (tile_h, tile_w, block, block_d)
+            run_by_groups(tile_h, tile_w, block, block_d, warps)
+
+    def run_by_groups(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
+        tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+        blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
+        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
         tuning.launch(
-            function,
+            kernels.apply,
             batch * math.prod(tiles) * math.prod(blocks),
             (x, y, *operands, height, width, *tiles, *blocks, *_before(kernel, dilation)),
             strides,
-            (*constants, *sizes, _block_of_rank(rank)),
+            (*constants, tile_h, tile_w, block, block_d, _block_of_rank(rank)),
             warps,
         )
 
@@ -124,34 +116,20 @@ def run_apply(
             registers=168 if is_small and tuning.is_hopper(x) else None,
         )
 
-    def run_by_parts(positions: int, parts: int, block: int, warps: int) -> None:
-        blocks = tuning.cdiv(groups, block)
-        # 64 registers of a thread hold 128 features of 16 positions of a warp
-        resident = 0 < rank * max(16, positions // warps) <= 4096 and not transposed
-        block_r = 64 if rank % 64 == 0 or rank > 256 else min(_block_of_rank(rank), 32)
-        images = tuning.cdiv(positions, height * width) + 1  # of a tile, at most
-        reach = images * (largest + strides[0])
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
-        tuning.launch(
-            by_parts.apply_by_parts,
-            tuning.cdiv(batch * height * width, positions) * blocks,
-            (x, y, *operands, height, width, batch * height * width, blocks, *_before(kernel, dilation)),
-            strides,
-            (*constants, tuning.integers_up_to(reach), resident, positions, parts, block, block_r),
-            warps,
-        )
-
     name = "projected_local_weight" if rank else "local_weight"
     problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
-    candidates = _tiles(x, groups, bool(rank))
-    if not rank:
-        by_words = tiles_by_words(x, groups, kernel, dilation)
-        if by_words:
-            candidates = [*((*tile[:3], _BY_WORDS, tile[3]) for tile in by_words), candidates[0]]
-    elif x.dtype != torch.float32:
-        better = _tiles_by_parts(groups, dim, bool(rank))
-        better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
-        candidates = [*better, *candidates[:2]] if better else candidates
+    candidates = _tiles_of_groups(width, groups, dim, bool(rank))
+    by_words = [(*tile[:3], _BY_WORDS, tile[3]) for tile in tiles_by_words(x, groups, kernel, dilation)]
+    if made_of is None:
+        candidates = [*by_words, *candidates[: 1 if by_words else 2]]
+    else:
+        in_parts = by_words[:2] if parts_to_apply(x, made_of[1].shape[0], kernel, dilation, transposed) else []
+        strips = []
+        if x.dtype != torch.float32:
+            strips = _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
+        # the fewer channels a weight serves, the more it costs to write and to read it
+        better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
+        candidates = [*better, *candidates[: 1 if better else 2]]
     run(*tuning.choose(name, problem, candidates, run, x))
     return y
 
@@ -170,18 +148,6 @@ def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _tiles(x: Tensor, groups: int, has_products: bool) -> list[Tile]:
-    """Candidates (rows, columns, groups, channels of a group, warps).
-
-    Small groups come as channels too; but not for products in float32, which are no work for a matrix unit.
-    """
-    width, channels = x.shape[2:]
-    candidates = _tiles_of_groups(width, groups, channels // groups, has_products)
-    if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
-        return [*_tiles_by_channels(width, channels), *candidates[:2]]
-    return candidates
-
-
 @functools.cache
 def _tiles_by_rows(
     height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool
@@ -198,33 +164,6 @@ def _tiles_by_rows(
     sizes = (2, 3) if block_r > 32 and not transposed else (4, 3)
     strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in sizes)
     return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
-
-
-@functools.cache
-def _tiles_by_parts(groups: int, dim: int, has_products: bool) -> list[Tile]:
-    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where parts fill no vectors."""
-    part = min(dim & -dim, 8)
-    fits = part >= 4 and dim > _SMALL_GROUP if has_products else part >= 2 or dim == 3
-    if not fits or dim > 32:
-        return []
-    smallest, most = (8, 16) if has_products else (1, 1)
-    candidates = []
-    for block, warps in ((8, 2), (16, 4), (32, 4)) if has_products else ((32, 4), (16, 2)):
-        block_g = max(min(block, tuning.next_power_of_2(groups)), smallest)
-        positions = 32 * warps * (96 if part > 2 else 48) // (block_g * dim)
-        candidates.append((max(most, 1 << positions.bit_length() - 1), dim // part, block_g, _BY_PARTS, warps))
-    return list(dict.fromkeys(candidates))
-
-
-@functools.cache
-def _tiles_by_channels(width: int, channels: int) -> list[Tile]:
-    """Candidates (rows, columns, channels, `_BY_CHANNELS`, warps)."""
-    columns, most = min(8, tuning.next_power_of_2(width)), tuning.next_power_of_2(channels)
-    candidates = []
-    for positions, block, warps in ((128, 32, 4), (64, 32, 4), (128, 64, 8), (64, 64, 4)):
-        block_c = max(min(block, most), _SMALLEST_FACTOR)
-        candidates.append((positions // columns, columns, block_c, _BY_CHANNELS, warps))
-    return list(dict.fromkeys(candidates))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _numbers(words, PARTS: tl.constexpr, HALF: tl.constexpr):
+def numbers_of(words, PARTS: tl.constexpr, HALF: tl.constexpr):
     """Words of two numbers of type `HALF`, or words that are numbers, in float32: a tuple of `PARTS`."""
     if PARTS == 1:
         return (words.to(tl.float32),)
@@ -28,7 +28,7 @@ def _numbers(words, PARTS: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def _word(low, high, HALF: tl.constexpr):
-    """The inverse of `_numbers`, rounded."""
+    """The inverse of `numbers_of`, rounded."""
     low = low.to(HALF).to(tl.int16, bitcast=True).to(tl.int32)
     high = high.to(HALF).to(tl.int16, bitcast=True).to(tl.int32)
     return (high << 16) | (low & 65535)
@@ -47,9 +47,9 @@ def _weights(
     """Weights of `EACH` neighboring groups in float32; where they are not masked, some or zero."""
     if PAIRED:
         if IS_FULL:
-            return _numbers(tl.load(pointers), 2, WEIGHT)
+            return numbers_of(tl.load(pointers), 2, WEIGHT)
         else:
-            return _numbers(tl.load(pointers, mask=mask, other=0), 2, WEIGHT)
+            return numbers_of(tl.load(pointers, mask=mask, other=0), 2, WEIGHT)
     weights = ()
     for e in tl.static_range(EACH):
         if IS_FULL:
@@ -159,7 +159,7 @@ def apply_by_words(
                 for n in tl.static_range(COLUMNS + KW - 1):
                     values = ()
                     for v in tl.static_range(VECTOR):
-                        values += _numbers(words[n * VECTOR + v], PARTS, HALF)
+                        values += numbers_of(words[n * VECTOR + v], PARTS, HALF)
                     source = column + (n * DW - left)
                     added = ()
                     for k in tl.static_range(ROWS * COLUMNS):

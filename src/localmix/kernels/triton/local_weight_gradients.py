@@ -12,14 +12,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_of
+from localmix.kernels.triton.local_weight_words import DTYPES
 
-_MOST_NUMBERS = 24
-"""Channels of a block that are kept in float32, at most."""
+_MOST_NUMBERS = 12
+"""Of a block that are kept in float32 for each row, at most."""
+
+_MOST_SUMS = 56
+"""Of a thread, in registers."""
 
 _GRADIENTS_AT_ONCE = 8
 """Taps of a kernel column that are unrolled, at most."""
@@ -31,12 +36,11 @@ _ENOUGH_WARPS = 2048
 class _Words(NamedTuple):
     """How a thread reads channels: see local_weight_gradient_kernels.py."""
 
-    each: int
+    half: tl.dtype
     parts: int
+    each: int
     vector: int
     pieces: int
-    numbers: int
-    """Of a block, of a position."""
 
 
 def run_weight_gradient(
@@ -64,29 +68,28 @@ def _writer(
     """
     batch, rows, width, groups, _ = of_weight.shape
     height, channels, strides = x.shape[1], x.shape[3] * words.parts, of_weight.stride()
-    units = groups // words.each
+    units = batch * width * (groups // words.each)
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-    # along a row, over its border too, of maps and of the result
-    reach = max(2 * (width + dilation[1] * kernel[1]) * channels, width * strides[2] + groups * strides[3])
-    constants = (groups, channels // groups, *kernel, *dilation, *words[:4], tuning.integers_up_to(reach), step)
 
-    def run(strip: int, tile: int, block: int, warps: int, gradient: Tensor = gradient, x: Tensor = x) -> None:
-        strips = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip)
-        tiles, blocks = tuning.cdiv(width, tile), tuning.cdiv(units, block)
-        programs = batch * strips * tiles * blocks
+    def run(strip: int, warps: int, gradient: Tensor = gradient, x: Tensor = x) -> None:
+        strips, threads = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip), 32 * warps
+        programs = tuning.cdiv(units, threads) * strips
         shares = min(steps, tuning.cdiv(_ENOUGH_WARPS, programs * warps))
         tuning.launch(
             kernels.weight_gradient,
             programs * shares,
-            (gradient, x, of_weight, rows, first_row, height, width, strips, tiles, blocks, shares, top, left),
-            strides,
-            (*constants, strip, tile, block),
+            (gradient, x, of_weight, units - 1, rows, first_row, height, width, strips, shares, top, left),
+            strides[:3],
+            (
+                *(groups, channels // groups, *kernel, *dilation, *strides[3:], *words),
+                *(tuning.integers_up_to(units + threads), step, strip, threads),
+            ),
             warps,
         )
 
-    candidates = _tiles(tuning.cdiv(rows, dilation[0]), width, units, words.numbers)
+    candidates = _tiles(tuning.cdiv(rows, dilation[0]), step, words.each)
     problem = ((batch, rows, width, channels), (groups, strides[3] == 1), kernel, dilation)
     # of_weight has the dtype of the maps, which words have not
     chosen = tuning.choose("local_weight_gradient", problem, candidates, run, of_weight)
@@ -157,30 +160,23 @@ def run_projected_gradients(
 
 def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor, _Words]:
     """Both maps as what a thread reads at a time, and how it does."""
-    dim = x.shape[3] // groups
-    each = 2 if groups % 2 == 0 else 1
-    # a block is a unit of groups or a part of one group, and full of words
-    block = each * dim if each * dim <= _MOST_NUMBERS else dim
-    is_paired = x.dtype == torch.bfloat16 and block % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
-    parts = 2 if is_paired else 1
-    number = block // parts
+    dim, half = x.shape[3] // groups, DTYPES[x.dtype]
+    # where a word belongs to two groups, a thread has all of both
+    each = 1 if dim % 2 == 0 or groups % 2 or 2 * dim > _MOST_NUMBERS else 2
+    is_paired = x.element_size() == 2 and each * dim % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
+    parts, each = (2, each) if is_paired else (1, 1)
+    number = each * dim // parts
     vector = math.gcd(number, 4)
-    pieces = number // vector
-    if each * dim > _MOST_NUMBERS:
-        most = max(1, _MOST_NUMBERS // (each * parts * vector))
-        pieces = max(p for p in range(1, most + 1) if pieces % p == 0)
-        block = each * pieces * vector * parts
+    most = max(1, _MOST_NUMBERS // (vector * parts))
+    pieces = max(p for p in range(1, most + 1) if number // vector % p == 0)
     if is_paired:
         gradient, x = gradient.view(torch.int32), x.view(torch.int32)
-    return gradient, x, _Words(each, parts, vector, pieces, block)
+    return gradient, x, _Words(half, parts, each, vector, pieces)
 
 
 @functools.cache
-def _tiles(rows: int, width: int, units: int, numbers: int) -> list[tuple[int, int, int, int]]:
-    """Candidates (rows, columns, units of groups, warps) where a thread keeps so many numbers of a position."""
-    candidates = []
-    for most_rows, warps in ((4, 4), (4, 2), (2, 4)) if numbers <= 12 else ((2, 4), (2, 2)):
-        block = min(tuning.next_power_of_2(units), 16)
-        columns = min(32 * warps // block, tuning.next_power_of_2(width))
-        candidates.append((min(most_rows, rows), columns, block, warps))
-    return list(dict.fromkeys(candidates))
+def _tiles(rows: int, step: int, each: int) -> list[tuple[int, int]]:
+    """Candidates (rows, warps) where a thread has so many taps and groups: as many sums for each row."""
+    most = max(1, _MOST_SUMS // (step * each))
+    sizes = dict.fromkeys(min(size, most, rows) for size in (7, 4))
+    return [(size, 4) for size in sizes]

@@ -15,7 +15,8 @@ from localmix.kernels.triton import tuning
 
 Tile = tuple[int, ...]
 
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""In Triton."""
 
 _VECTORS = (3, 2, 5, 7, 1)
 """Words of a thread, the best first: with fewer, more threads read the same weights; more lie too far apart."""
@@ -86,7 +87,7 @@ def run_by_words(
     """
     block_h, columns, vector, warps = tile
     (batch, height, width, channels), rows, groups = x.shape, y.shape[1], weight.shape[3]
-    words, half = _words_of(x, groups), _DTYPES[x.dtype]
+    words, half = _words_of(x, groups), DTYPES[x.dtype]
     per_position = channels // (words.parts * vector)
     strips = rows if block_h == 1 else dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), block_h)
     tiles = dilation[1] * tuning.cdiv(tuning.cdiv(width, dilation[1]), columns)
@@ -96,7 +97,7 @@ def run_by_words(
     if words.parts == 2:
         x, y = x.view(torch.int32), y.view(torch.int32)
     strides, is_paired = weight.stride(), words.each == 2 and _comes_in_pairs(weight)
-    kind = _DTYPES[weight.dtype]
+    kind = DTYPES[weight.dtype]
     if is_paired:
         weight = weight.transpose(3, 4).view(torch.int32)
         strides = (*(stride // 2 for stride in strides[:3]), 1, strides[4] // 2)

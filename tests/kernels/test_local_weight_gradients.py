@@ -86,14 +86,14 @@ def test_of_the_weights_is_that_of_the_definition(gradients, case, groups_innerm
 )
 def test_channels_are_read_in_words_where_they_can_be(gradients, case, expected):
     shape, groups, dim, *_, dtype = MAPS[case]
-    assert gradients._in_words(*draw(shape, groups, dim, dtype), groups)[2][1:] == expected
+    assert gradients._words_of(*draw(shape, groups, dim, dtype), groups) == expected
 
 
 def test_what_is_no_multiple_of_four_bytes_away_is_read_in_single_numbers(gradients):
     (gradient, x), size = draw((1, 3, 4), 2, 2, torch.bfloat16), (1, 3, 4, 4)
     away = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(size)
     assert away.data_ptr() % 4
-    assert gradients._in_words(gradient, away, 2)[2].parts == 1
+    assert gradients._words_of(gradient, away, 2).parts == 1
     results = [unwritten(size[:3], 2, 6, torch.bfloat16) for _ in range(2)]
     for result, source in zip(results, (x, away), strict=True):
         gradients.run_weight_gradient(gradient, source, result, (3, 2), (1, 1))
@@ -129,8 +129,7 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     gradient, x = draw((1, 9, 4), 2, 2, torch.float32)
     whole, rows = unwritten((1, 9, 4), 2, 6, torch.float32), unwritten((1, 5, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, whole, (3, 2), dilation)
-    own, maps, words = gradients._in_words(gradient[:, 3:8], x, 2)
-    gradients._writer(own, maps, rows, words, (3, 2), dilation, 3)(own, maps)
+    gradients._writer(gradient[:, 3:8], x, rows, (3, 2), dilation, 3)(gradient[:, 3:8], x)
     assert rows.equal(whole[:, 3:8])
 
 

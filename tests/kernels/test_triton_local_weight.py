@@ -103,8 +103,8 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
     monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
     monkeypatch.setattr(launches, "parts_to_apply", lambda *args: [])
     x = torch.empty(9, 2, 3, 3, dtype=torch.float16)
-    made = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
-    launches.run_apply(x, made, (3, 3), (1, 1), transposed=False)
+    made_of = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
+    launches.run_projected_apply(x, *made_of, (3, 3), (1, 1), transposed=False)
     assert reached.pop() >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
 
 
@@ -122,13 +122,13 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
 def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, has_bias):
     """Images of 8 rows of 3 positions with two groups, in parts of which at most so many rows have weights."""
     module, seen = launches.parts_to_apply.__globals__, []
-    run, taps = module["run_by_words"], kernel[0] * kernel[1]
+    launch, taps = module["launch_by_words"], kernel[0] * kernel[1]
 
-    def record(tile, x, y, weight, *args, **options):
-        seen.append((tuple(weight.shape[:2]), tuple(y.shape[:2])))
-        run(tile, x, y, weight, *args, **options)
+    def record(tile, x, weight, rows, *args, **options):
+        seen.append((tuple(weight.shape[:2]), (len(x), rows)))
+        return launch(tile, x, weight, rows, *args, **options)
 
-    monkeypatch.setitem(module, "run_by_words", record)
+    monkeypatch.setitem(module, "launch_by_words", record)
     monkeypatch.setitem(module, "_BUFFER_BYTES", 2 * most * 3 * 2 * taps)
     monkeypatch.setitem(module, "_BUFFER_OF_X", taps)
     shape, dtype = (3, 8, 3, 12), torch.float16
@@ -143,3 +143,16 @@ def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, ha
     else:
         assert all(written[1] < 8 for _, written in seen)
         assert any(made[1] > written[1] for made, written in seen)
+
+
+@pytest.mark.parametrize("of", ["x", "weight"])
+def test_what_is_no_multiple_of_a_word_away(launches, of):
+    x, weight = torch.randn(2, 3, 4, 6).half(), torch.randn(2, 3, 4, 9, 2).half()
+    aligned = launches.run_apply(x, weight.transpose(3, 4), (3, 3), (1, 1), transposed=False)
+
+    def away(t):
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    x, weight = (away(x), weight) if of == "x" else (x, away(weight))
+    assert (x if of == "x" else weight).data_ptr() % 4
+    assert launches.run_apply(x, weight.transpose(3, 4), (3, 3), (1, 1), transposed=False).equal(aligned)

@@ -63,8 +63,8 @@ def _weights(
 @triton.jit(do_not_specialize=["last", "rows", "first_row", "weight_row", "strips"])
 def apply_by_words(
     x,
-    y,
     weight,
+    y,
     last,
     rows,
     first_row,
@@ -88,11 +88,9 @@ def apply_by_words(
     STRIDE_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     IS_FULL: tl.constexpr,
-    HALF: tl.constexpr,
     PARTS: tl.constexpr,
     EACH: tl.constexpr,
     VECTOR: tl.constexpr,
-    WEIGHT: tl.constexpr,
     PAIRED: tl.constexpr,
     INDEX: tl.constexpr,
     ROWS: tl.constexpr,
@@ -104,11 +102,18 @@ def apply_by_words(
     The maps y have `rows` rows each, from `first_row` on, and the weights are those of rows from `weight_row` on. Units
     of channels of tiles of columns of images are counted through, from 0 to `last`; the threads beyond do again what
     the last one does. `top` and `left` are the rows and columns of the padding before the map; transposed, after it.
-    All columns are on the map if `IS_FULL`. `HALF` is the type of the numbers of x; weights of two groups are words of
-    the type `WEIGHT` if `PAIRED`.
+    All columns are on the map if `IS_FULL`. x and y come in words of `PARTS` numbers, and weights of two groups are one
+    word if `PAIRED`, which then is the unit of their strides.
     """
     WORDS: tl.constexpr = G * D // PARTS  # of a position
     NUMBERS: tl.constexpr = VECTOR * PARTS
+    HALF: tl.constexpr = x.dtype.element_ty
+    WEIGHT: tl.constexpr = weight.dtype.element_ty
+    if PARTS == 2:
+        x = x.to(tl.pointer_type(tl.int32), bitcast=True)
+        y = y.to(tl.pointer_type(tl.int32), bitcast=True)
+    if PAIRED:
+        weight = weight.to(tl.pointer_type(tl.int32), bitcast=True)
     pid = tl.program_id(0)
     # neighboring programs have neighboring rows, which share rows of x
     strip = pid % strips

@@ -74,7 +74,6 @@ def weight_gradient(
     DW: tl.constexpr,
     STRIDE_G: tl.constexpr,
     STRIDE_K: tl.constexpr,
-    HALF: tl.constexpr,
     PARTS: tl.constexpr,
     EACH: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -88,13 +87,16 @@ def weight_gradient(
 
     Gradient and of_weight have `rows` rows of each map, from `first_row` on. Units of `EACH` groups of all columns of
     all images are counted through, from 0 to `last`; the threads beyond do again what the last one does. Units are read
-    in blocks of `PIECES` vectors; `HALF` is the type of the numbers of a word. A program does some of the kernel
-    columns: one in so many `shares`.
+    in blocks of `PIECES` vectors. A program does some of the kernel columns: one in so many `shares`.
     """
     WORDS: tl.constexpr = G * D // PARTS  # of a position
     IN_UNIT: tl.constexpr = EACH * D // PARTS
     BLOCKS: tl.constexpr = IN_UNIT // (PIECES * VECTOR)
     NUMBERS: tl.constexpr = PIECES * VECTOR * PARTS
+    HALF: tl.constexpr = x.dtype.element_ty
+    if PARTS == 2:
+        x = x.to(tl.pointer_type(tl.int32), bitcast=True)
+        gradient = gradient.to(tl.pointer_type(tl.int32), bitcast=True)
     pid = tl.program_id(0)
     # neighboring programs have neighboring rows, which share rows of x
     strip = pid % strips

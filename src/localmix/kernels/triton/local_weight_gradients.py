@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_of
-from localmix.kernels.triton.local_weight_words import DTYPES
 
 _MOST_NUMBERS = 12
 """Of a block that are kept in float32 for each row, at most."""
@@ -36,7 +34,6 @@ _ENOUGH_WARPS = 2048
 class _Words(NamedTuple):
     """How a thread reads channels: see local_weight_gradient_kernels.py."""
 
-    half: tl.dtype
     parts: int
     each: int
     vector: int
@@ -49,25 +46,24 @@ def run_weight_gradient(
     """Writes of_weight [B, H, W, G, K], in its strides."""
     if not of_weight.numel():
         return
-    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), of_weight.shape[3])
-    _writer(gradient, x, of_weight, words, kernel, dilation)(gradient, x)
+    gradient, x = gradient.contiguous(), x.contiguous()
+    _writer(gradient, x, of_weight, kernel, dilation)(gradient, x)
 
 
 def _writer(
     gradient: Tensor,
     x: Tensor,
     of_weight: Tensor,
-    words: _Words,
     kernel: Sequence[int],
     dilation: Sequence[int],
     first_row: int = 0,
 ) -> Callable[[Tensor, Tensor], None]:
-    """What writes of_weight [B, rows, W, G, K], given gradient [B, rows, W, words] and x [B, H, W, words] like these.
+    """What writes of_weight [B, rows, W, G, K], given gradient [B, rows, W, C] and x [B, H, W, C] like these.
 
     The rows of gradient and of_weight are those of x from the first one on.
     """
     batch, rows, width, groups, _ = of_weight.shape
-    height, channels, strides = x.shape[1], x.shape[3] * words.parts, of_weight.stride()
+    height, channels, strides, words = x.shape[1], x.shape[3], of_weight.stride(), _words_of(gradient, x, groups)
     units = batch * width * (groups // words.each)
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
@@ -91,8 +87,7 @@ def _writer(
 
     candidates = _tiles(tuning.cdiv(rows, dilation[0]), step, words.each)
     problem = ((batch, rows, width, channels), (groups, strides[3] == 1), kernel, dilation)
-    # of_weight has the dtype of the maps, which words have not
-    chosen = tuning.choose("local_weight_gradient", problem, candidates, run, of_weight)
+    chosen = tuning.choose("local_weight_gradient", problem, candidates, run, x)
     return lambda gradient, x: run(*chosen, gradient, x)
 
 
@@ -118,7 +113,7 @@ def run_projected_gradients(
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
     parts = parts_of(x, width * lines)
-    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), groups)
+    gradient, x = gradient.contiguous(), x.contiguous()
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     # views cost a microsecond each, unless they are made together
@@ -139,7 +134,7 @@ def run_projected_gradients(
         if written is None:
             of_taps = buffer[: sizes[index]]
             of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-            write = _writer(own[index], x, of_weight, words, kernel, dilation, row)
+            write = _writer(own[index], x, of_weight, kernel, dilation, row)
             written = writers[images, row, rows] = write, of_taps, of_taps.t()
         write, of_taps, transposed = written
         write(own[index], x[image:])
@@ -158,9 +153,8 @@ def run_projected_gradients(
     return of_hidden, of_projection, of_bias
 
 
-def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor, _Words]:
-    """Both maps as what a thread reads at a time, and how it does."""
-    dim, half = x.shape[3] // groups, DTYPES[x.dtype]
+def _words_of(gradient: Tensor, x: Tensor, groups: int) -> _Words:
+    dim = x.shape[3] // groups
     # where a word belongs to two groups, a thread has all of both
     each = 1 if dim % 2 == 0 or groups % 2 or 2 * dim > _MOST_NUMBERS else 2
     is_paired = x.element_size() == 2 and each * dim % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
@@ -169,9 +163,7 @@ def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor,
     vector = math.gcd(number, 4)
     most = max(1, _MOST_NUMBERS // (vector * parts))
     pieces = max(p for p in range(1, most + 1) if number // vector % p == 0)
-    if is_paired:
-        gradient, x = gradient.view(torch.int32), x.view(torch.int32)
-    return gradient, x, _Words(half, parts, each, vector, pieces)
+    return _Words(parts, each, vector, pieces)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
-from localmix.kernels.triton.local_weight_words import run_by_words, tiles_by_words
+from localmix.kernels.triton.local_weight_words import launch_by_words, tiles_by_words
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -38,100 +37,144 @@ _POSITIONS = 64
 """Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
-def run_apply(
+def run_apply(x: Tensor, weight: Tensor, kernel: Sequence[int], dilation: Sequence[int], *, transposed: bool) -> Tensor:
+    """Weights are [B, H, W, G, K]."""
+    if not x.numel():
+        return x.new_empty(x.shape)
+    options = ((kernel[0], kernel[1]), (dilation[0], dilation[1]), transposed)
+    (y,) = tuning.run(_plan, (_in_words(x), weight), (), *options)
+    return y
+
+
+def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, transposed: bool) -> tuning.Plan:
+    x, weight = tensors
+    groups, strides = weight.shape[3], weight.stride()
+
+    def launch(*tile: int) -> tuning.Launch:
+        if tile[3] == _BY_WORDS:
+            words = (*tile[:3], tile[4])
+            return launch_by_words(words, x, weight, x.shape[1], kernel, dilation, transposed=transposed)
+        it = _by_groups(tile, x, strides, groups, 0, False, kernel, dilation, transposed)
+        return it._replace(prepare=lambda tensors: (tensors[0], *[tensors[1]] * 4))
+
+    by_words = _tiles_by_words(x, groups, kernel, dilation)
+    by_groups = _tiles_of_groups(x.shape[2], groups, x.shape[3] // groups, False)
+    problem = (x.shape, (groups, transposed, strides[3] == 1), kernel, dilation)
+    return tuning.Plan("local_weight", problem, [*by_words, *by_groups[: 1 if by_words else 2]], launch)
+
+
+def run_projected_apply(
     x: Tensor,
-    weight: Tensor | tuple[Tensor, Tensor, Tensor | None, int],
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    groups: int,
     kernel: Sequence[int],
     dilation: Sequence[int],
     *,
     transposed: bool,
 ) -> Tensor:
-    """Weights are [B, H, W, G, K], or (hidden, projection, bias, groups) to make them of."""
-    x = x.contiguous()
+    """`run_apply` with weights that are made: hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
+    x, hidden, projection = _in_words(x), hidden.contiguous(), projection.contiguous()
+    bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     if not y.numel():
         return y
-    batch, height, width, channels = x.shape
-    if isinstance(weight, Tensor):
-        groups, rank, made_of = weight.shape[3], 0, None
-        operands, strides, has_bias = (weight, weight, weight, weight), weight.stride(), False
-    else:
-        hidden, projection, bias, groups = weight
-        rank, has_bias = hidden.shape[3], bias is not None
-        hidden, projection = hidden.contiguous(), projection.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        made_of = (hidden, projection, bias, groups)
-        operands = (hidden, hidden, projection, hidden if bias is None else bias)
-        strides = (0, 0, 0, 0, 0)
-    dim = channels // groups
-    # of an image, in the strides of its map, of hidden features and of weights
-    reach = sum((n - 1) * stride for n, stride in zip((height, width, groups), strides[1:4], strict=True))
-    largest = height * width * max(channels, rank) + reach
+    rank, has_bias, dim = hidden.shape[3], bias is not None, x.shape[3] // groups
+    sizes = (groups, rank, has_bias, kernel, dilation, transposed)
 
-    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
-        if block_d == _BY_ROWS:
-            run_by_rows(tile_h, tile_w, block, warps)
-        elif block_d == _BY_WORDS:
-            tile, sizes = (tile_h, tile_w, block, warps), (kernel, dilation)
-            if made_of is None:
-                run_by_words(tile, x, y, operands[0], *sizes, transposed=transposed)
-            else:
-                run_in_parts(tile, x, y, made_of, *sizes, transposed=transposed)
-        else:
-            run_by_groups(tile_h, tile_w, block, block_d, warps)
+    def run(*tile: int) -> None:
+        if tile[3] == _BY_WORDS:
+            made_of = (hidden, projection, bias, groups)
+            run_in_parts((*tile[:3], tile[4]), x, y, made_of, kernel, dilation, transposed=transposed)
+            return
+        is_by_rows = tile[3] == _BY_ROWS
+        it = _by_rows(tile, x, *sizes) if is_by_rows else _by_groups(tile, x, (0, 0, 0, 0, 0), *sizes)
+        weight = () if is_by_rows else (hidden,)
+        tensors = (x, *weight, hidden, projection, hidden if bias is None else bias, y)
+        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
 
-    def run_by_groups(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
-        tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
-        tuning.launch(
-            kernels.apply,
-            batch * math.prod(tiles) * math.prod(blocks),
-            (x, y, *operands, height, width, *tiles, *blocks, *_before(kernel, dilation)),
-            strides,
-            (*constants, tile_h, tile_w, block, block_d, _block_of_rank(rank)),
-            warps,
-        )
-
-    def run_by_rows(rows: int, tile_w: int, block: int, warps: int) -> None:
-        strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
-        tiles_s, tiles_w, blocks = (
-            tuning.cdiv(batch * strips, tile_s),
-            tuning.cdiv(width, tile_w),
-            tuning.cdiv(channels, block),
-        )
-        block_r = _block_of_rank(rank + has_bias)
-        images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
-        # three programs then share the registers of a processor; transposed, too much would spill
-        is_small = rows * block_r <= 128 and not transposed
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
-        tuning.launch(
-            by_rows.apply_by_rows,
-            tiles_s * tiles_w * blocks,
-            (x, y, *operands[1:], height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
-            (),
-            (*constants, tuning.integers_up_to(images * largest), rows, tile_s, tile_w, block, block_r),
-            warps,
-            stages=1,
-            registers=168 if is_small and tuning.is_hopper(x) else None,
-        )
-
-    name = "projected_local_weight" if rank else "local_weight"
-    problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
-    candidates = _tiles_of_groups(width, groups, dim, bool(rank))
-    by_words = [(*tile[:3], _BY_WORDS, tile[3]) for tile in tiles_by_words(x, groups, kernel, dilation)]
-    if made_of is None:
-        candidates = [*by_words, *candidates[: 1 if by_words else 2]]
-    else:
-        in_parts = by_words[:2] if parts_to_apply(x, made_of[1].shape[0], kernel, dilation, transposed) else []
-        strips = []
-        if x.dtype != torch.float32:
-            strips = _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
-        # the fewer channels a weight serves, the more it costs to write and to read it
-        better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
-        candidates = [*better, *candidates[: 1 if better else 2]]
-    run(*tuning.choose(name, problem, candidates, run, x))
+    in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
+    if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
+        in_parts = []
+    strips = []
+    if x.dtype != torch.float32:
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed)
+    # the fewer channels a weight serves, the more it costs to write and to read it
+    better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
+    candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
+    problem = (x.shape, (groups, rank, transposed), kernel, dilation)
+    run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
+
+
+def _in_words(x: Tensor) -> Tensor:
+    """x, contiguous and in words of memory."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
+
+
+def _by_groups(
+    tile: Tile,
+    x: Tensor,
+    strides: Sequence[int],
+    groups: int,
+    rank: int,
+    has_bias: bool,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+) -> tuning.Launch:
+    tile_h, tile_w, block, block_d, warps = tile
+    batch, height, width, channels = x.shape
+    dim = channels // groups
+    tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+    blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
+    factors = tuning.dot_dtype(x), tuning.dot_precision(x)
+    return tuning.Launch(
+        kernels.apply,
+        batch * math.prod(tiles) * math.prod(blocks),
+        (height, width, *tiles, *blocks, *_before(kernel, dilation), *strides),
+        (
+            *(groups, dim, rank, *kernel, *dilation, transposed, has_bias, *factors),
+            *(tile_h, tile_w, block, block_d, _block_of_rank(rank)),
+        ),
+        warps,
+        results=[(x.shape, x.dtype)],
+    )
+
+
+def _by_rows(
+    tile: Tile,
+    x: Tensor,
+    groups: int,
+    rank: int,
+    has_bias: bool,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+) -> tuning.Launch:
+    rows, tile_w, block, _, warps = tile
+    batch, height, width, channels = x.shape
+    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
+    tiles_s, tiles_w = tuning.cdiv(batch * strips, tile_s), tuning.cdiv(width, tile_w)
+    blocks, block_r = tuning.cdiv(channels, block), _block_of_rank(rank + has_bias)
+    # of all images of a tile, at most
+    reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
+    # three programs then share the registers of a processor; transposed, too much would spill
+    is_small = rows * block_r <= 128 and not transposed
+    return tuning.Launch(
+        by_rows.apply_by_rows,
+        tiles_s * tiles_w * blocks,
+        (height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
+        (
+            *(groups, channels // groups, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x)),
+            *(tuning.integers_up_to(reach), rows, tile_s, tile_w, block, block_r),
+        ),
+        warps,
+        stages=1,
+        registers=168 if is_small and tuning.is_hopper(x) else None,
+    )
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -140,12 +183,13 @@ def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
     return top, left
 
 
-def _products_of(x: Tensor) -> tuple[Any, str]:
-    return tuning.dot_dtype(x), tuning.dot_precision(x)
-
-
 def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
+
+
+def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
+    """Candidates (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
+    return [(*sizes, _BY_WORDS, warps) for *sizes, warps in tiles_by_words(x, groups, kernel, dilation)]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import tuning
-from localmix.kernels.triton.local_weight_words import run_by_words
+from localmix.kernels.triton.local_weight_words import launch_by_words
 
 Tile = tuple[int, ...]
 Part = tuple[int, int, int, int]
@@ -70,26 +70,41 @@ def run_in_parts(
     *,
     transposed: bool,
 ) -> None:
-    """Writes y by weights that are made of (hidden, projection, bias, groups), with a tile of `run_by_words`."""
+    """Writes y by weights that are made of (hidden, projection, bias, groups), with a tile of `launch_by_words`."""
     hidden, projection, bias, groups = made_of
-    (lines, rank), (height, width) = projection.shape, x.shape[1:3]
+    (lines, rank), (height, width, channels) = projection.shape, x.shape[1:]
     num_taps, reach = lines // groups, dilation[0] * (kernel[0] - 1)
     above, below = (reach - reach // 2, reach // 2) if transposed else (0, 0)
-    parts = [
-        (image, images, row, rows, max(row - above, 0), min(row + rows + below, height))
-        for image, images, row, rows in parts_to_apply(x, lines, kernel, dilation, transposed)
-    ]
-    buffer = hidden.new_empty(max(images * (stop - start) for _, images, _, _, start, stop in parts) * width, lines)
+    parts = parts_to_apply(x, lines, kernel, dilation, transposed)
+    owned = [(max(row - above, 0), min(row + rows + below, height)) for _, _, row, rows in parts]
+    sizes = [images * (stop - start) * width for (_, images, _, _), (start, stop) in zip(parts, owned, strict=True)]
+    buffer = hidden.new_empty(max(sizes), lines)
     # groups innermost
     factor = projection.unflatten(0, (groups, num_taps)).transpose(0, 1).reshape(lines, rank).t()
-    start_at = None if bias is None else bias.view(groups, num_taps).t().reshape(lines)
-    for image, images, row, rows, start, stop in parts:
-        features = hidden[image : image + images, start:stop].view(-1, rank)
-        taps = buffer[: features.shape[0]]
-        if start_at is None:
-            torch.mm(features, factor, out=taps)
+    constant = None if bias is None else bias.unflatten(0, (groups, num_taps)).t().reshape(lines)
+    # views cost a microsecond each, unless they are made together
+    of_y = y.view(-1, channels).split([images * rows * width for _, images, _, rows in parts])
+    if parts[0][3] == height:
+        of_x, features = x.split([images for _, images, _, _ in parts]), hidden.view(-1, rank).split(sizes)
+    else:
+        maps, of_hidden = x.split(1), hidden.unbind()
+        of_x = [maps[image] for image, *_ in parts]
+        features = [
+            of_hidden[image][start:stop].view(-1, rank) for (image, *_), (start, stop) in zip(parts, owned, strict=True)
+        ]
+    launches: dict[tuple[int, ...], tuple[Tensor, tuning.Launch]] = {}
+    for index, (_, images, row, rows) in enumerate(parts):
+        found = launches.get((images, row))
+        if found is None:
+            taps, (start, stop) = buffer[: sizes[index]], owned[index]
+            weight = taps.view(images, stop - start, width, num_taps, groups).transpose(3, 4)
+            options = {"transposed": transposed, "first_row": row, "weight_row": start}
+            found = taps, launch_by_words(tile, of_x[index], weight, rows, kernel, dilation, **options)
+            launches[images, row] = found
+        taps, it = found
+        if constant is None:
+            torch.mm(features[index], factor, out=taps)
         else:
-            torch.addmm(start_at, features, factor, out=taps)
-        weight = taps.view(images, stop - start, width, num_taps, groups).transpose(3, 4)
-        maps = x[image : image + images], y[image : image + images, row : row + rows]
-        run_by_words(tile, *maps, weight, kernel, dilation, transposed=transposed, first_row=row, weight_row=start)
+            torch.addmm(constant, features[index], factor, out=taps)
+        tensors = (of_x[index], taps, of_y[index])
+        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)

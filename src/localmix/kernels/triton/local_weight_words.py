@@ -6,17 +6,12 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-import triton.language as tl
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_words as kernels
 from localmix.kernels.triton import tuning
 
 Tile = tuple[int, ...]
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-"""In Triton."""
 
 _VECTORS = (3, 2, 5, 7, 1)
 """Words of a thread, the best first: with fewer, more threads read the same weights; more lie too far apart."""
@@ -69,49 +64,46 @@ def _tiles(map_size: tuple[int, ...], words: _Words, kernel: tuple[int, ...], di
     return list(dict.fromkeys(candidates))
 
 
-def run_by_words(
+def launch_by_words(
     tile: Tile,
     x: Tensor,
-    y: Tensor,
     weight: Tensor,
+    rows: int,
     kernel: Sequence[int],
     dilation: Sequence[int],
     *,
     transposed: bool,
     first_row: int = 0,
     weight_row: int = 0,
-) -> None:
-    """Writes y [B, rows, W, C], whose rows are those of x from the first one on, by weights [B, rows, W, G, K].
+) -> tuning.Launch:
+    """A launch with x [B, H, W, C], made of words, and weights [B, rows, W, G, K], which writes y [B, rows, W, C].
 
-    The rows of the weights are those of x from `weight_row` on: of y or, transposed, all that these need.
+    Its rows are those of x from the first one on. The rows of the weights are those of x from `weight_row` on: of y or,
+    transposed, all that these need.
     """
     block_h, columns, vector, warps = tile
-    (batch, height, width, channels), rows, groups = x.shape, y.shape[1], weight.shape[3]
-    words, half = _words_of(x, groups), DTYPES[x.dtype]
-    per_position = channels // (words.parts * vector)
+    (batch, height, width, channels), groups = x.shape, weight.shape[3]
+    words, strides = _words_of(x, groups), weight.stride()
     strips = rows if block_h == 1 else dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), block_h)
     tiles = dilation[1] * tuning.cdiv(tuning.cdiv(width, dilation[1]), columns)
-    units, threads = batch * tiles * per_position, 32 * warps
+    units, threads = batch * tiles * (channels // (words.parts * vector)), 32 * warps
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     top, left = (r - r // 2 if transposed else r // 2 for r in reach)
-    if words.parts == 2:
-        x, y = x.view(torch.int32), y.view(torch.int32)
-    strides, is_paired = weight.stride(), words.each == 2 and _comes_in_pairs(weight)
-    kind = DTYPES[weight.dtype]
+    is_paired = words.each == 2 and _comes_in_pairs(weight)
     if is_paired:
-        weight = weight.transpose(3, 4).view(torch.int32)
         strides = (*(stride // 2 for stride in strides[:3]), 1, strides[4] // 2)
-    tuning.launch(
+    is_full = width % (columns * dilation[1]) == 0
+    return tuning.Launch(
         kernels.apply_by_words,
         tuning.cdiv(units, threads) * strips,
-        (x, y, weight, units - 1, rows, first_row, weight_row, height, width, strips, tiles, top, left),
-        strides[:2],
+        (units - 1, rows, first_row, weight_row, height, width, strips, tiles, top, left, *strides[:2]),
         (
-            *(groups, channels // groups, *kernel, *dilation, *strides[2:]),
-            *(transposed, width % (columns * dilation[1]) == 0, half, words.parts, words.each, vector),
-            *(kind, is_paired, tuning.integers_up_to(units + threads), block_h, columns, threads),
+            *(groups, channels // groups, *kernel, *dilation, *strides[2:], transposed, is_full),
+            *(words.parts, words.each, vector, is_paired, tuning.integers_up_to(units + threads)),
+            *(block_h, columns, threads),
         ),
         warps,
+        results=[((batch, rows, width, channels), x.dtype)],
     )
 
 
@@ -119,7 +111,7 @@ def _words_of(x: Tensor, groups: int) -> _Words:
     dim = x.shape[3] // groups
     # where a word belongs to two groups, a thread has all of both; a longer unit is read number by number
     is_whole = dim % 2 == 0 or (groups % 2 == 0 and dim in _VECTORS)
-    if x.element_size() != 2 or not is_whole or x.data_ptr() % 4:
+    if x.element_size() != 2 or not is_whole:
         return _Words(1, 1, dim)
     return _Words(2, 1, dim // 2) if dim % 2 == 0 else _Words(2, 2, dim)
 
@@ -127,5 +119,5 @@ def _words_of(x: Tensor, groups: int) -> _Words:
 def _comes_in_pairs(weight: Tensor) -> bool:
     """Whether the weights of two neighboring groups are one word of memory."""
     of_rows, of_groups = (*weight.stride()[:3], weight.stride(4)), weight.stride(3)
-    is_aligned = weight.data_ptr() % 4 == 0 and all(stride % 2 == 0 for stride in of_rows)
+    is_aligned = weight.data_ptr() % 16 == 0 and all(stride % 2 == 0 for stride in of_rows)
     return weight.element_size() == 2 and of_groups == 1 and is_aligned

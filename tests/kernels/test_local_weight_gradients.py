@@ -86,14 +86,13 @@ def test_of_the_weights_is_that_of_the_definition(gradients, case, groups_innerm
 )
 def test_channels_are_read_in_words_where_they_can_be(gradients, case, expected):
     shape, groups, dim, *_, dtype = MAPS[case]
-    assert gradients._words_of(*draw(shape, groups, dim, dtype), groups) == expected
+    assert gradients._words_of(torch.empty(*shape, groups * dim, dtype=dtype), groups) == expected
 
 
-def test_what_is_no_multiple_of_four_bytes_away_is_read_in_single_numbers(gradients):
+def test_what_is_no_multiple_of_a_word_away(gradients):
     (gradient, x), size = draw((1, 3, 4), 2, 2, torch.bfloat16), (1, 3, 4, 4)
     away = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(size)
     assert away.data_ptr() % 4
-    assert gradients._words_of(gradient, away, 2).parts == 1
     results = [unwritten(size[:3], 2, 6, torch.bfloat16) for _ in range(2)]
     for result, source in zip(results, (x, away), strict=True):
         gradients.run_weight_gradient(gradient, source, result, (3, 2), (1, 1))
@@ -105,7 +104,7 @@ def test_kernel_columns_are_shared_by_programs_where_these_are_few(gradients, mo
     monkeypatch.setattr(gradients, "_ENOUGH_WARPS", enough)
     launched = []
     launch = gradients.tuning.launch
-    monkeypatch.setattr(gradients.tuning, "launch", lambda *args: (launched.append(args[1]), launch(*args)))
+    monkeypatch.setattr(gradients.tuning, "launch", lambda *args: launched.append(args[1]) or launch(*args))
     gradient, x = draw((1, 3, 4), 2, 1, torch.float32)
     of_weight = unwritten((1, 3, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, of_weight, (2, 3), (1, 1))
@@ -129,7 +128,9 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     gradient, x = draw((1, 9, 4), 2, 2, torch.float32)
     whole, rows = unwritten((1, 9, 4), 2, 6, torch.float32), unwritten((1, 5, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, whole, (3, 2), dilation)
-    gradients._writer(gradient[:, 3:8], x, rows, (3, 2), dilation, 3)(gradient[:, 3:8], x)
+    tensors = (gradient[:, 3:8], x, rows)
+    it = gradients._chosen(tensors, (3, 2), dilation, 3)
+    gradients.tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
     assert rows.equal(whole[:, 3:8])
 
 
@@ -156,7 +157,7 @@ def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
 
 def test_the_gradient_of_all_weights_is_never_in_memory(gradients, monkeypatch):
     """Of the maps of a first stage; the kernel itself is left out, which the interpreter would take minutes for."""
-    monkeypatch.setattr(gradients, "_writer", lambda *args: lambda own, maps: args[2].fill_(1.0))
+    monkeypatch.setattr(gradients.tuning, "launch", lambda kernel, programs, tensors, *rest: tensors[2].fill_(1.0))
     x, hidden, projection = torch.ones(8, 28, 28, 96), torch.ones(8, 28, 28, 24), torch.ones(32 * 49, 24)
 
     def run():

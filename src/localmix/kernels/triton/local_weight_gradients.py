@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_of
+from localmix.kernels.triton.local_weight_words import in_words
+
+Pair = tuple[int, int]
 
 _MOST_NUMBERS = 12
 """Of a block that are kept in float32 for each row, at most."""
@@ -46,38 +49,31 @@ def run_weight_gradient(
     """Writes of_weight [B, H, W, G, K], in its strides."""
     if not of_weight.numel():
         return
-    gradient, x = gradient.contiguous(), x.contiguous()
-    _writer(gradient, x, of_weight, kernel, dilation)(gradient, x)
+    tensors = (in_words(gradient), in_words(x), of_weight)
+    tuning.run(_plan, tensors, (), (kernel[0], kernel[1]), (dilation[0], dilation[1]))
 
 
-def _writer(
-    gradient: Tensor,
-    x: Tensor,
-    of_weight: Tensor,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-    first_row: int = 0,
-) -> Callable[[Tensor, Tensor], None]:
-    """What writes of_weight [B, rows, W, G, K], given gradient [B, rows, W, C] and x [B, H, W, C] like these.
+def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: int = 0) -> tuning.Plan:
+    """For gradient [B, rows, W, C] and x [B, H, W, C], and of_weight [B, rows, W, G, K], which is written.
 
     The rows of gradient and of_weight are those of x from the first one on.
     """
+    _, x, of_weight = tensors
     batch, rows, width, groups, _ = of_weight.shape
-    height, channels, strides, words = x.shape[1], x.shape[3], of_weight.stride(), _words_of(gradient, x, groups)
+    height, channels, strides, words = x.shape[1], x.shape[3], of_weight.stride(), _words_of(x, groups)
     units = batch * width * (groups // words.each)
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
 
-    def run(strip: int, warps: int, gradient: Tensor = gradient, x: Tensor = x) -> None:
+    def launch(strip: int, warps: int) -> tuning.Launch:
         strips, threads = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip), 32 * warps
         programs = tuning.cdiv(units, threads) * strips
         shares = min(steps, tuning.cdiv(_ENOUGH_WARPS, programs * warps))
-        tuning.launch(
+        return tuning.Launch(
             kernels.weight_gradient,
             programs * shares,
-            (gradient, x, of_weight, units - 1, rows, first_row, height, width, strips, shares, top, left),
-            strides[:3],
+            (units - 1, rows, first_row, height, width, strips, shares, top, left, *strides[:3]),
             (
                 *(groups, channels // groups, *kernel, *dilation, *strides[3:], *words),
                 *(tuning.integers_up_to(units + threads), step, strip, threads),
@@ -85,10 +81,9 @@ def _writer(
             warps,
         )
 
-    candidates = _tiles(tuning.cdiv(rows, dilation[0]), step, words.each)
+    tiles = _tiles(tuning.cdiv(rows, dilation[0]), step, words.each)
     problem = ((batch, rows, width, channels), (groups, strides[3] == 1), kernel, dilation)
-    chosen = tuning.choose("local_weight_gradient", problem, candidates, run, x)
-    return lambda gradient, x: run(*chosen, gradient, x)
+    return tuning.Plan("local_weight_gradient", problem, tiles, launch)
 
 
 def run_projected_gradients(
@@ -113,7 +108,7 @@ def run_projected_gradients(
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
     parts = parts_of(x, width * lines)
-    gradient, x = gradient.contiguous(), x.contiguous()
+    gradient, x = in_words(gradient), in_words(x)
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     # views cost a microsecond each, unless they are made together
@@ -128,16 +123,17 @@ def run_projected_gradients(
         features = padded.split(sizes)
         partial = hidden.new_empty((len(parts), lines, padded.shape[1]))
         sums = partial.unbind()
-    writers: dict[tuple[int, int, int], tuple[Callable[[Tensor, Tensor], None], Tensor, Tensor]] = {}
+    launches: dict[tuple[int, int, int], tuple[tuning.Launch, Tensor, Tensor]] = {}
     for index, (image, images, row, rows) in enumerate(parts):
-        written = writers.get((images, row, rows))
-        if written is None:
+        tensors = (own[index], x[image : image + images])
+        found = launches.get((images, row, rows))
+        if found is None:
             of_taps = buffer[: sizes[index]]
             of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-            write = _writer(own[index], x, of_weight, kernel, dilation, row)
-            written = writers[images, row, rows] = write, of_taps, of_taps.t()
-        write, of_taps, transposed = written
-        write(own[index], x[image:])
+            launch = _chosen((*tensors, of_weight), (kernel[0], kernel[1]), (dilation[0], dilation[1]), row)
+            found = launches[images, row, rows] = launch, of_taps, of_taps.t()
+        it, of_taps, transposed = found
+        tuning.launch(it.kernel, it.programs, (*tensors, of_taps), it.integers, it.constants, it.warps)
         if needed[0]:
             torch.mm(of_taps, by_taps, out=of_features[index])
         if needed[1] or needed[2]:
@@ -153,12 +149,22 @@ def run_projected_gradients(
     return of_hidden, of_projection, of_bias
 
 
-def _words_of(gradient: Tensor, x: Tensor, groups: int) -> _Words:
+def _chosen(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: int) -> tuning.Launch:
+    """The launch of the fastest tile of `_plan`."""
+    plan = _plan(tensors, kernel, dilation, first_row)
+
+    def run(*tile: int) -> None:
+        it = plan.launch(*tile)
+        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
+
+    return plan.launch(*tuning.choose(plan.name, plan.problem, plan.tiles, run, tensors[0]))
+
+
+def _words_of(x: Tensor, groups: int) -> _Words:
     dim = x.shape[3] // groups
     # where a word belongs to two groups, a thread has all of both
     each = 1 if dim % 2 == 0 or groups % 2 or 2 * dim > _MOST_NUMBERS else 2
-    is_paired = x.element_size() == 2 and each * dim % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
-    parts, each = (2, each) if is_paired else (1, 1)
+    parts, each = (2, each) if x.element_size() == 2 and each * dim % 2 == 0 else (1, 1)
     number = each * dim // parts
     vector = math.gcd(number, 4)
     most = max(1, _MOST_NUMBERS // (vector * parts))

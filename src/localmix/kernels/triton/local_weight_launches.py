@@ -13,7 +13,7 @@ from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
-from localmix.kernels.triton.local_weight_words import launch_by_words, tiles_by_words
+from localmix.kernels.triton.local_weight_words import in_words, launch_by_words, tiles_by_words
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -42,7 +42,7 @@ def run_apply(x: Tensor, weight: Tensor, kernel: Sequence[int], dilation: Sequen
     if not x.numel():
         return x.new_empty(x.shape)
     options = ((kernel[0], kernel[1]), (dilation[0], dilation[1]), transposed)
-    (y,) = tuning.run(_plan, (_in_words(x), weight), (), *options)
+    (y,) = tuning.run(_plan, (in_words(x), weight), (), *options)
     return y
 
 
@@ -75,7 +75,7 @@ def run_projected_apply(
     transposed: bool,
 ) -> Tensor:
     """`run_apply` with weights that are made: hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
-    x, hidden, projection = _in_words(x), hidden.contiguous(), projection.contiguous()
+    x, hidden, projection = in_words(x), hidden.contiguous(), projection.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     if not y.numel():
@@ -106,12 +106,6 @@ def run_projected_apply(
     problem = (x.shape, (groups, rank, transposed), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
-
-
-def _in_words(x: Tensor) -> Tensor:
-    """x, contiguous and in words of memory."""
-    x = x.contiguous()
-    return x.clone() if x.data_ptr() % 16 else x
 
 
 def _by_groups(

@@ -37,6 +37,12 @@ class _Words(NamedTuple):
     """Words of a unit."""
 
 
+def in_words(x: Tensor) -> Tensor:
+    """x, contiguous and in words of memory."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
+
+
 def tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
     """Candidates (rows, columns, words of a thread, warps), none where there are too many taps to unroll."""
     return _tiles(x.shape[1:3], _words_of(x, groups), tuple(kernel), tuple(dilation))

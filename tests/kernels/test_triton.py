@@ -315,7 +315,8 @@ def test_every_tile_of_local_weights_is_within_the_budget(operator, dtype, regis
         nonlocal most
         most = max(most, len(candidates))
         tile = candidates[min(seen, len(candidates) - 1)]
-        kinds.add(min(tile[3], 0))
+        if name != "local_weight_gradient":
+            kinds.add(min(tile[3], 0))
         return tile
 
     launches = registered[0]

@@ -156,3 +156,21 @@ def test_what_is_no_multiple_of_a_word_away(launches, of):
     x, weight = (away(x), weight) if of == "x" else (x, away(weight))
     assert (x if of == "x" else weight).data_ptr() % 4
     assert launches.run_apply(x, weight.transpose(3, 4), (3, 3), (1, 1), transposed=False).equal(aligned)
+
+
+def test_maps_without_parts_share_no_tile_with_others(launches, monkeypatch):
+    """Maps of 9 and of 10 rows are about one size; but of the former the rows around a part would be most of it."""
+    keys = []
+
+    def take(name, problem, candidates, run, x):
+        keys.append((launches.tuning._rounded(problem), {tile[3] for tile in candidates}))
+        return candidates[-1]
+
+    monkeypatch.setattr(launches.tuning, "choose", take)
+    for height in (9, 10):
+        x, hidden = torch.randn(1, height, 4, 2), torch.randn(1, height, 4, 3)
+        launches.run_projected_apply(x, hidden, torch.randn(10, 3), None, 2, (5, 1), (1, 1), transposed=True)
+    (without, few), (key, many) = keys
+    assert launches._BY_WORDS not in few
+    assert launches._BY_WORDS in many
+    assert without != key

@@ -103,7 +103,8 @@ def run_projected_apply(
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
     candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
-    problem = (x.shape, (groups, rank, transposed), kernel, dilation)
+    # maps of about one size share a tile, but not all of them have parts
+    problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
 

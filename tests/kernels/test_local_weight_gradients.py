@@ -16,14 +16,16 @@ MAPS = {
     "pairs across groups": ((2, 5, 6), 4, 3, (3, 3), (2, 1), pairs),
     "one channel to a group": ((1, 5, 9), 6, 1, (2, 3), (1, 2), pairs),
     "a word to a group": ((1, 3, 2), 2, 2, (3, 3), (1, 1), pairs),
-    "two words at a time": ((1, 6, 5), 2, 6, (3, 1), (1, 1), pairs),
-    "four words at a time": ((1, 3, 3), 2, 12, (2, 2), (1, 1), pairs),
+    "three words to a group": ((1, 6, 5), 2, 6, (3, 1), (1, 1), pairs),
+    "two words at a time": ((1, 3, 3), 2, 12, (2, 2), (1, 1), pairs),
+    "four words at a time": ((1, 9, 3), 3, 8, (2, 2), (1, 1), half),
+    "pairs of float16": ((2, 3, 3), 4, 5, (2, 2), (1, 1), half),
     "channels in blocks": ((1, 3, 3), 2, 24, (2, 2), (1, 1), pairs),
     "odd groups of many channels": ((1, 2, 3), 3, 26, (2, 2), (1, 1), pairs),
     "no pairs of many channels": ((1, 2, 3), 2, 13, (2, 2), (1, 1), pairs),
     "one group": ((1, 3, 4), 1, 3, (3, 3), (1, 1), pairs),
     "larger than the map": ((1, 2, 3), 2, 4, (11, 3), (1, 1), half),
-    "more units than a block": ((1, 2, 2), 34, 2, (2, 1), (1, 1), half),
+    "more units than a block": ((1, 2, 5), 34, 2, (2, 1), (1, 1), half),
     "blocks in float32": ((1, 2, 3), 1, 40, (3, 2), (1, 1), single),
     "several strips and tiles": ((1, 10, 17), 2, 1, (2, 3), (3, 1), single),
 }
@@ -71,25 +73,26 @@ def test_of_the_weights_is_that_of_the_definition(gradients, case, groups_innerm
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("pairs across groups", (2, 2, 1, 3, 6)),
-        ("two words at a time", (2, 2, 2, 3, 12)),
-        ("four words at a time", (2, 2, 4, 3, 24)),
-        ("channels in blocks", (2, 2, 4, 1, 16)),
-        ("odd groups of many channels", (1, 2, 1, 1, 2)),
-        ("no pairs of many channels", (2, 1, 1, 1, 2)),
-        ("blocks in float32", (1, 1, 4, 5, 20)),
+        ("pairs across groups", (2, 2, 1, 3)),
+        ("three words to a group", (2, 1, 1, 3)),
+        ("two words at a time", (2, 1, 2, 3)),
+        ("four words at a time", (2, 1, 4, 1)),
+        ("pairs of float16", (2, 2, 1, 5)),
+        ("channels in blocks", (2, 1, 4, 1)),
+        ("odd groups of many channels", (2, 1, 1, 1)),
+        ("no pairs of many channels", (1, 1, 1, 1)),
+        ("blocks in float32", (1, 1, 4, 2)),
     ],
 )
 def test_channels_are_read_in_words_where_they_can_be(gradients, case, expected):
     shape, groups, dim, *_, dtype = MAPS[case]
-    assert gradients._in_words(*draw(shape, groups, dim, dtype), groups)[2] == expected
+    assert gradients._words_of(torch.empty(*shape, groups * dim, dtype=dtype), groups) == expected
 
 
-def test_what_is_no_multiple_of_four_bytes_away_is_read_in_single_numbers(gradients):
+def test_what_is_no_multiple_of_a_word_away(gradients):
     (gradient, x), size = draw((1, 3, 4), 2, 2, torch.bfloat16), (1, 3, 4, 4)
     away = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(size)
     assert away.data_ptr() % 4
-    assert gradients._in_words(gradient, away, 2)[2].parts == 1
     results = [unwritten(size[:3], 2, 6, torch.bfloat16) for _ in range(2)]
     for result, source in zip(results, (x, away), strict=True):
         gradients.run_weight_gradient(gradient, source, result, (3, 2), (1, 1))
@@ -101,7 +104,7 @@ def test_kernel_columns_are_shared_by_programs_where_these_are_few(gradients, mo
     monkeypatch.setattr(gradients, "_ENOUGH_WARPS", enough)
     launched = []
     launch = gradients.tuning.launch
-    monkeypatch.setattr(gradients.tuning, "launch", lambda *args: (launched.append(args[1]), launch(*args)))
+    monkeypatch.setattr(gradients.tuning, "launch", lambda *args: launched.append(args[1]) or launch(*args))
     gradient, x = draw((1, 3, 4), 2, 1, torch.float32)
     of_weight = unwritten((1, 3, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, of_weight, (2, 3), (1, 1))
@@ -111,7 +114,7 @@ def test_kernel_columns_are_shared_by_programs_where_these_are_few(gradients, mo
 
 def test_every_tile_gives_the_same(gradients, monkeypatch):
     gradient, x = draw((1, 9, 6), 2, 3, torch.float32)
-    tiles, results = gradients._tiles(9, 6, 1, 6), []
+    tiles, results = gradients._tiles(9, 3, 1), []
     assert len(tiles) > 1
     for tile in tiles:
         monkeypatch.setattr(gradients.tuning, "choose", lambda *_, tile=tile: tile)
@@ -125,34 +128,22 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     gradient, x = draw((1, 9, 4), 2, 2, torch.float32)
     whole, rows = unwritten((1, 9, 4), 2, 6, torch.float32), unwritten((1, 5, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, whole, (3, 2), dilation)
-    own, maps, words = gradients._in_words(gradient[:, 3:8], x, 2)
-    gradients._writer(own, maps, rows, words, (3, 2), dilation, 3)(own, maps)
+    tensors = (gradient[:, 3:8], x, rows)
+    it = gradients._chosen(tensors, (3, 2), dilation, 3)
+    gradients.tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
     assert rows.equal(whole[:, 3:8])
-
-
-@pytest.mark.parametrize("most", [1, 7, 20, 50, 70, 10**6])
-def test_parts_cover_every_row_once_and_differ_little(gradients, most):
-    batch, height, row = 5, 6, 4
-    parts = list(gradients._parts(batch, height, row, most))
-    rows = [
-        (i, r)
-        for image, images, first, n in parts
-        for i in range(image, image + images)
-        for r in range(first, first + n)
-    ]
-    assert rows == [(i, r) for i in range(batch) for r in range(height)]
-    sizes = [images * rows * row for _, images, _, rows in parts]
-    assert max(sizes) <= max(most, row)
-    assert max(sizes) - min(sizes) <= max(row, height * row if most >= height * row else 0)
 
 
 @pytest.mark.parametrize("rank", [5, 8])
 @pytest.mark.parametrize(("most", "parts"), [(2**24, 1), (250, 3), (80, 9)], ids=["at once", "by images", "by rows"])
 def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
     """Three images of 3 rows of 4 positions with 2 * 6 weights are 144 numbers each; also with bias and without."""
-    monkeypatch.setattr(gradients, "_BUFFER_NUMBERS", most)
-    monkeypatch.setattr(gradients, "_BUFFER_OF_X", 100)
+    from localmix.kernels.triton import local_weight_launches, local_weight_parts
+
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_BYTES", 4 * most)
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_OF_X", 100)
     product, seen = torch.mm, []
+    monkeypatch.setattr(local_weight_launches, "parts_to_apply", lambda *args: [])  # which takes products too
     monkeypatch.setattr(torch, "mm", lambda a, b, out: (seen.append(a.numel()), product(a, b, out=out)))
     shapes = {"x": (3, 3, 4, 6), "hidden": (3, 3, 4, rank), "projection": (12, rank), "projection_bias": (12,)}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -166,7 +157,7 @@ def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
 
 def test_the_gradient_of_all_weights_is_never_in_memory(gradients, monkeypatch):
     """Of the maps of a first stage; the kernel itself is left out, which the interpreter would take minutes for."""
-    monkeypatch.setattr(gradients, "_writer", lambda *args: lambda own, maps: args[2].fill_(1.0))
+    monkeypatch.setattr(gradients.tuning, "launch", lambda kernel, programs, tensors, *rest: tensors[2].fill_(1.0))
     x, hidden, projection = torch.ones(8, 28, 28, 96), torch.ones(8, 28, 28, 24), torch.ones(32 * 49, 24)
 
     def run():

@@ -55,12 +55,9 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         # more taps than rows and columns; a power of two of features needs a larger block for the bias
         ("_BY_ROWS", (3, 4, 3, 6), 1, 16, (7, 7), (1, 1), True),
         ("_BY_ROWS", (1, 13, 4, 16), 2, 40, (5, 3), (2, 2), True),
-        # 3 parts of 8 and of 4 channels, a tile of several images, a block of groups that is not full
-        ("_BY_PARTS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
-        ("_BY_PARTS", (1, 6, 7, 12 * 9), 9, 70, (3, 2), (1, 2), False),
-        # one part, more taps than rows and columns; features that do not fit the registers
-        ("_BY_PARTS", (2, 2, 3, 32), 2, 5, (5, 7), (1, 1), True),
-        ("_BY_PARTS", (1, 4, 5, 20), 1, 300, (2, 2), (1, 1), True),
+        # in one part, of large groups and of small ones that no other candidate takes
+        ("_BY_WORDS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
+        ("_BY_WORDS", (1, 6, 7, 9), 9, 70, (3, 2), (1, 2), False),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16], ids=str)
@@ -77,10 +74,14 @@ def test_made_weights(launches, monkeypatch, kind, shape, groups, rank, kernel, 
 @pytest.mark.parametrize(
     ("kind", "shape", "groups", "kernel", "dilation", "dtype"),
     [
-        ("_BY_PARTS", (3, 3, 5, 18), 3, (3, 3), (1, 1), torch.float16),
-        ("_BY_PARTS", (2, 3, 4, 15), 5, (3, 3), (1, 1), torch.float32),
-        ("_BY_PARTS", (2, 7, 6, 4 * 17), 17, (2, 3), (2, 1), torch.float32),
-        ("_BY_PARTS", (2, 2, 3, 24), 1, (5, 7), (1, 1), torch.float32),
+        # a word of two groups, several strips, tiles of columns of which the last is not full, threads without work
+        ("_BY_WORDS", (2, 5, 9, 12), 4, (3, 3), (1, 1), torch.float16),
+        # words of one group, its parts in several threads; dilations, one larger than the map has rows
+        ("_BY_WORDS", (1, 3, 10, 24), 2, (3, 5), (4, 2), torch.float16),
+        # number by number: an odd number of groups, a long odd group; even kernels, and one larger than the map
+        ("_BY_WORDS", (2, 3, 4, 15), 5, (4, 2), (1, 1), torch.float16),
+        ("_BY_WORDS", (1, 3, 4, 22), 2, (3, 3), (1, 1), torch.float16),
+        ("_BY_WORDS", (2, 2, 3, 8), 2, (5, 7), (1, 1), torch.float32),
     ],
 )
 def test_given_weights(launches, monkeypatch, kind, shape, groups, kernel, dilation, dtype, layout):
@@ -100,10 +101,76 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
     reached = []
     monkeypatch.setattr(launches.tuning, "launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
-    for dim in (3, 24):
-        x = torch.empty(9, 2, 3, dim, dtype=torch.float16)
-        made = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
-        launches.run_apply(x, made, (3, 3), (1, 1), transposed=False)
-    rows, parts = reached
-    assert rows >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
-    assert parts >= 6 * 2 * 3 * 24  # 32 positions
+    monkeypatch.setattr(launches, "parts_to_apply", lambda *args: [])
+    x = torch.empty(9, 2, 3, 3, dtype=torch.float16)
+    made_of = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
+    launches.run_projected_apply(x, *made_of, (3, 3), (1, 1), transposed=False)
+    assert reached.pop() >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
+
+
+@pytest.mark.parametrize(
+    ("most", "kernel", "dilation"),
+    [
+        (17, (3, 2), (1, 1)),  # two images, and one
+        # rows, with those around them where the gradient of x needs these
+        (6, (3, 2), (1, 1)),
+        (7, (4, 2), (1, 3)),
+        (7, (2, 2), (3, 1)),
+    ],
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, has_bias):
+    """Images of 8 rows of 3 positions with two groups, in parts of which at most so many rows have weights."""
+    module, seen = launches.parts_to_apply.__globals__, []
+    launch, taps = module["launch_by_words"], kernel[0] * kernel[1]
+
+    def record(tile, x, weight, rows, *args, **options):
+        seen.append((tuple(weight.shape[:2]), (len(x), rows)))
+        return launch(tile, x, weight, rows, *args, **options)
+
+    monkeypatch.setitem(module, "launch_by_words", record)
+    monkeypatch.setitem(module, "_BUFFER_BYTES", 2 * most * 3 * 2 * taps)
+    monkeypatch.setitem(module, "_BUFFER_OF_X", taps)
+    shape, dtype = (3, 8, 3, 12), torch.float16
+    others = [torch.randn(*shape[:3], 5).to(dtype), torch.randn(2 * taps, 5).to(dtype)]
+    others.append(torch.randn(2 * taps).to(dtype) if has_bias else None)
+    options = {"kernel_size": kernel, "num_groups": 2, "dilation": dilation}
+    x = torch.randn(shape).to(dtype)
+    check_every_tile(launches, monkeypatch, "projected_inhomogeneous_convolution", "_BY_WORDS", x, others, options)
+    assert all(images * rows <= most for (images, rows), _ in seen)
+    if most > 8:
+        assert {written for _, written in seen} == {(1, 8), (2, 8)}
+    else:
+        assert all(written[1] < 8 for _, written in seen)
+        assert any(made[1] > written[1] for made, written in seen)
+
+
+@pytest.mark.parametrize("of", ["x", "weight"])
+def test_what_is_no_multiple_of_a_word_away(launches, of):
+    x, weight = torch.randn(2, 3, 4, 6).half(), torch.randn(2, 3, 4, 9, 2).half()
+    aligned = launches.run_apply(x, weight.transpose(3, 4), (3, 3), (1, 1), transposed=False)
+
+    def away(t):
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    x, weight = (away(x), weight) if of == "x" else (x, away(weight))
+    assert (x if of == "x" else weight).data_ptr() % 4
+    assert launches.run_apply(x, weight.transpose(3, 4), (3, 3), (1, 1), transposed=False).equal(aligned)
+
+
+def test_maps_without_parts_share_no_tile_with_others(launches, monkeypatch):
+    """Maps of 9 and of 10 rows are about one size; but of the former the rows around a part would be most of it."""
+    keys = []
+
+    def take(name, problem, candidates, run, x):
+        keys.append((launches.tuning._rounded(problem), {tile[3] for tile in candidates}))
+        return candidates[-1]
+
+    monkeypatch.setattr(launches.tuning, "choose", take)
+    for height in (9, 10):
+        x, hidden = torch.randn(1, height, 4, 2), torch.randn(1, height, 4, 3)
+        launches.run_projected_apply(x, hidden, torch.randn(10, 3), None, 2, (5, 1), (1, 1), transposed=True)
+    (without, few), (key, many) = keys
+    assert launches._BY_WORDS not in few
+    assert launches._BY_WORDS in many
+    assert without != key

@@ -97,7 +97,8 @@ def _projected_forward(
     dilation: Sequence[int],
 ) -> Tensor:
     """`_forward` with weights [B, H, W, G * K] = hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
-    return launches.run_apply(x, (hidden, projection, bias, num_groups), kernel_size, dilation, transposed=False)
+    made_of = (hidden, projection, bias, num_groups)
+    return launches.run_projected_apply(x, *made_of, kernel_size, dilation, transposed=False)
 
 
 @_projected_forward.register_fake
@@ -128,9 +129,8 @@ def _projected_backward(
     """Gradients of x, hidden, projection and bias, empty where not needed; the weights are made again."""
     of_x = x.new_empty(0)
     if needed[0]:
-        of_x = launches.run_apply(
-            gradient, (hidden, projection, bias, num_groups), kernel_size, dilation, transposed=True
-        )
+        made_of = (hidden, projection, bias, num_groups)
+        of_x = launches.run_projected_apply(gradient, *made_of, kernel_size, dilation, transposed=True)
     others = run_projected_gradients(gradient, x, hidden, projection, num_groups, kernel_size, dilation, needed[1:])
     return of_x, *others
 

@@ -17,10 +17,10 @@ from localmix.kernels.triton.local_weight_kernels import features_of
 @triton.jit
 def apply_by_rows(
     x,
-    y,
     hidden,
     projection,
     bias,
+    y,
     height,
     width,
     strips,

@@ -1,15 +1,14 @@
 """Gradients of weights of its own at every position, and of the hidden features and the projection they are made of.
 
-The gradient of the weights is K numbers per group and position: often the largest tensor there is. Where no one asks
-for it, it is made for some rows or images at a time, in a buffer that is used again, and multiplied at once by two
-ordinary matrix products. The sums of the parts are added in one order.
+Where no one asks for the gradient of the weights, it is made for some rows or images at a time and multiplied at once
+by two ordinary matrix products. The sums of the parts are added in one order.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,9 +16,16 @@ from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton.local_weight_parts import parts_of
+from localmix.kernels.triton.local_weight_words import in_words
 
-_MOST_NUMBERS = 24
-"""Channels of a block that are kept in float32, at most."""
+Pair = tuple[int, int]
+
+_MOST_NUMBERS = 12
+"""Of a block that are kept in float32 for each row, at most."""
+
+_MOST_SUMS = 56
+"""Of a thread, in registers."""
 
 _GRADIENTS_AT_ONCE = 8
 """Taps of a kernel column that are unrolled, at most."""
@@ -27,22 +33,14 @@ _GRADIENTS_AT_ONCE = 8
 _ENOUGH_WARPS = 2048
 """To fill a GPU; where a tile of positions is the work of fewer, kernel columns are given to several programs."""
 
-_BUFFER_NUMBERS = 2**24
-"""Of the weights' gradient at a time, at most: in half precision two thirds of the L2 cache of an H100."""
-
-_BUFFER_OF_X = 4
-"""And no more than so many times the numbers of x."""
-
 
 class _Words(NamedTuple):
     """How a thread reads channels: see local_weight_gradient_kernels.py."""
 
-    each: int
     parts: int
+    each: int
     vector: int
     pieces: int
-    numbers: int
-    """Of a block, of a position."""
 
 
 def run_weight_gradient(
@@ -51,52 +49,41 @@ def run_weight_gradient(
     """Writes of_weight [B, H, W, G, K], in its strides."""
     if not of_weight.numel():
         return
-    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), of_weight.shape[3])
-    _writer(gradient, x, of_weight, words, kernel, dilation)(gradient, x)
+    tensors = (in_words(gradient), in_words(x), of_weight)
+    tuning.run(_plan, tensors, (), (kernel[0], kernel[1]), (dilation[0], dilation[1]))
 
 
-def _writer(
-    gradient: Tensor,
-    x: Tensor,
-    of_weight: Tensor,
-    words: _Words,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-    first_row: int = 0,
-) -> Callable[[Tensor, Tensor], None]:
-    """What writes of_weight [B, rows, W, G, K], given gradient [B, rows, W, words] and x [B, H, W, words] like these.
+def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: int = 0) -> tuning.Plan:
+    """For gradient [B, rows, W, C] and x [B, H, W, C], and of_weight [B, rows, W, G, K], which is written.
 
     The rows of gradient and of_weight are those of x from the first one on.
     """
+    _, x, of_weight = tensors
     batch, rows, width, groups, _ = of_weight.shape
-    height, channels, strides = x.shape[1], x.shape[3] * words.parts, of_weight.stride()
-    units = groups // words.each
+    height, channels, strides, words = x.shape[1], x.shape[3], of_weight.stride(), _words_of(x, groups)
+    units = batch * width * (groups // words.each)
     step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-    # along a row, over its border too, of maps and of the result
-    reach = max(2 * (width + dilation[1] * kernel[1]) * channels, width * strides[2] + groups * strides[3])
-    constants = (groups, channels // groups, *kernel, *dilation, *words[:4], tuning.integers_up_to(reach), step)
 
-    def run(strip: int, tile: int, block: int, warps: int, gradient: Tensor = gradient, x: Tensor = x) -> None:
-        strips = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip)
-        tiles, blocks = tuning.cdiv(width, tile), tuning.cdiv(units, block)
-        programs = batch * strips * tiles * blocks
+    def launch(strip: int, warps: int) -> tuning.Launch:
+        strips, threads = dilation[0] * tuning.cdiv(tuning.cdiv(rows, dilation[0]), strip), 32 * warps
+        programs = tuning.cdiv(units, threads) * strips
         shares = min(steps, tuning.cdiv(_ENOUGH_WARPS, programs * warps))
-        tuning.launch(
+        return tuning.Launch(
             kernels.weight_gradient,
             programs * shares,
-            (gradient, x, of_weight, rows, first_row, height, width, strips, tiles, blocks, shares, top, left),
-            strides,
-            (*constants, strip, tile, block),
+            (units - 1, rows, first_row, height, width, strips, shares, top, left, *strides[:3]),
+            (
+                *(groups, channels // groups, *kernel, *dilation, *strides[3:], *words),
+                *(tuning.integers_up_to(units + threads), step, strip, threads),
+            ),
             warps,
         )
 
-    candidates = _tiles(tuning.cdiv(rows, dilation[0]), width, units, words.numbers)
+    tiles = _tiles(tuning.cdiv(rows, dilation[0]), step, words.each)
     problem = ((batch, rows, width, channels), (groups, strides[3] == 1), kernel, dilation)
-    # of_weight has the dtype of the maps, which words have not
-    chosen = tuning.choose("local_weight_gradient", problem, candidates, run, of_weight)
-    return lambda gradient, x: run(*chosen, gradient, x)
+    return tuning.Plan("local_weight_gradient", problem, tiles, launch)
 
 
 def run_projected_gradients(
@@ -110,8 +97,8 @@ def run_projected_gradients(
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, projection and its bias; an empty tensor for one that is not needed."""
-    (lines, rank), (batch, height, width, _) = projection.shape, x.shape
-    num_taps, of_x = lines // groups, x.numel()
+    (lines, rank), width = projection.shape, x.shape[2]
+    num_taps = lines // groups
     of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(3))
     if needed[0]:
         of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -120,8 +107,8 @@ def run_projected_gradients(
     if not x.numel():
         of_projection = torch.zeros_like(projection) if needed[1] else of_projection
         return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
-    gradient, x, words = _in_words(gradient.contiguous(), x.contiguous(), groups)
-    parts = list(_parts(batch, height, width * lines, min(_BUFFER_NUMBERS, _BUFFER_OF_X * of_x)))
+    parts = parts_of(x, width * lines)
+    gradient, x = in_words(gradient), in_words(x)
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     # views cost a microsecond each, unless they are made together
@@ -136,16 +123,17 @@ def run_projected_gradients(
         features = padded.split(sizes)
         partial = hidden.new_empty((len(parts), lines, padded.shape[1]))
         sums = partial.unbind()
-    writers: dict[tuple[int, int, int], tuple[Callable[[Tensor, Tensor], None], Tensor, Tensor]] = {}
+    launches: dict[tuple[int, int, int], tuple[tuning.Launch, Tensor, Tensor]] = {}
     for index, (image, images, row, rows) in enumerate(parts):
-        written = writers.get((images, row, rows))
-        if written is None:
+        tensors = (own[index], x[image : image + images])
+        found = launches.get((images, row, rows))
+        if found is None:
             of_taps = buffer[: sizes[index]]
             of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-            write = _writer(own[index], x, of_weight, words, kernel, dilation, row)
-            written = writers[images, row, rows] = write, of_taps, of_taps.t()
-        write, of_taps, transposed = written
-        write(own[index], x[image:])
+            launch = _chosen((*tensors, of_weight), (kernel[0], kernel[1]), (dilation[0], dilation[1]), row)
+            found = launches[images, row, rows] = launch, of_taps, of_taps.t()
+        it, of_taps, transposed = found
+        tuning.launch(it.kernel, it.programs, (*tensors, of_taps), it.integers, it.constants, it.warps)
         if needed[0]:
             torch.mm(of_taps, by_taps, out=of_features[index])
         if needed[1] or needed[2]:
@@ -161,57 +149,32 @@ def run_projected_gradients(
     return of_hidden, of_projection, of_bias
 
 
-def _parts(batch: int, height: int, row: int, most: int) -> Iterator[tuple[int, int, int, int]]:
-    """(First image, images, first row, rows) of parts of about one size, of up to `most` numbers or one row.
+def _chosen(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: int) -> tuning.Launch:
+    """The launch of the fastest tile of `_plan`."""
+    plan = _plan(tensors, kernel, dilation, first_row)
 
-    Args:
-        row: numbers of it.
-        most: of a part; several images where they fit, and else some rows of one.
-    """
-    rows = max(1, most // row)
-    if rows >= height:
-        for image, images in _shares(batch, rows // height):
-            yield image, images, 0, height
-    else:
-        for image in range(batch):
-            for first, share in _shares(height, rows):
-                yield image, 1, first, share
+    def run(*tile: int) -> None:
+        it = plan.launch(*tile)
+        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
+
+    return plan.launch(*tuning.choose(plan.name, plan.problem, plan.tiles, run, tensors[0]))
 
 
-def _shares(number: int, most: int) -> Iterator[tuple[int, int]]:
-    """First and number of shares that differ by one at most."""
-    shares = tuning.cdiv(number, most)
-    for share in range(shares):
-        first = number * share // shares
-        yield first, number * (share + 1) // shares - first
-
-
-def _in_words(gradient: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Tensor, _Words]:
-    """Both maps as what a thread reads at a time, and how it does."""
+def _words_of(x: Tensor, groups: int) -> _Words:
     dim = x.shape[3] // groups
-    each = 2 if groups % 2 == 0 else 1
-    # a block is a unit of groups or a part of one group, and full of words
-    block = each * dim if each * dim <= _MOST_NUMBERS else dim
-    is_paired = x.dtype == torch.bfloat16 and block % 2 == 0 and all(t.data_ptr() % 4 == 0 for t in (gradient, x))
-    parts = 2 if is_paired else 1
-    number = block // parts
+    # where a word belongs to two groups, a thread has all of both
+    each = 1 if dim % 2 == 0 or groups % 2 or 2 * dim > _MOST_NUMBERS else 2
+    parts, each = (2, each) if x.element_size() == 2 and each * dim % 2 == 0 else (1, 1)
+    number = each * dim // parts
     vector = math.gcd(number, 4)
-    pieces = number // vector
-    if each * dim > _MOST_NUMBERS:
-        most = max(1, _MOST_NUMBERS // (each * parts * vector))
-        pieces = max(p for p in range(1, most + 1) if pieces % p == 0)
-        block = each * pieces * vector * parts
-    if is_paired:
-        gradient, x = gradient.view(torch.int32), x.view(torch.int32)
-    return gradient, x, _Words(each, parts, vector, pieces, block)
+    most = max(1, _MOST_NUMBERS // (vector * parts))
+    pieces = max(p for p in range(1, most + 1) if number // vector % p == 0)
+    return _Words(parts, each, vector, pieces)
 
 
 @functools.cache
-def _tiles(rows: int, width: int, units: int, numbers: int) -> list[tuple[int, int, int, int]]:
-    """Candidates (rows, columns, units of groups, warps) where a thread keeps so many numbers of a position."""
-    candidates = []
-    for most_rows, warps in ((4, 4), (4, 2), (2, 4)) if numbers <= 12 else ((2, 4), (2, 2)):
-        block = min(tuning.next_power_of_2(units), 16)
-        columns = min(32 * warps // block, tuning.next_power_of_2(width))
-        candidates.append((min(most_rows, rows), columns, block, warps))
-    return list(dict.fromkeys(candidates))
+def _tiles(rows: int, step: int, each: int) -> list[tuple[int, int]]:
+    """Candidates (rows, warps) where a thread has so many taps and groups: as many sums for each row."""
+    most = max(1, _MOST_SUMS // (step * each))
+    sizes = dict.fromkeys(min(size, most, rows) for size in (7, 4))
+    return [(size, 4) for size in sizes]

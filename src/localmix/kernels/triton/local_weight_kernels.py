@@ -46,11 +46,11 @@ def features_of(hidden, position, inside, first, RANK: tl.constexpr, BLOCK_R: tl
 @triton.jit
 def apply(
     x,
-    y,
     weight,
     hidden,
     projection,
     bias,
+    y,
     height,
     width,
     tiles_h,

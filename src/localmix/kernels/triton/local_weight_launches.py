@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from localmix.kernels.triton import local_weight_by_channels as by_channels
-from localmix.kernels.triton import local_weight_by_parts as by_parts
 from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
+from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
+from localmix.kernels.triton.local_weight_words import in_words, launch_by_words, tiles_by_words
 
 Pair = tuple[int, int]
 Tile = tuple[int, ...]
@@ -23,16 +22,13 @@ _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
 
 _SMALL_GROUP = 8
-"""Channels of a group up to which blocks of channels may be faster than blocks of groups."""
-
-_BY_CHANNELS = 0
-"""Stands for the channels of a group in a tile of channels, whatever their groups."""
+"""Channels of a group up to which a product may make a weight for each of them."""
 
 _BY_ROWS = -1
-"""Stands there in a tile (rows, columns, channels, `_BY_ROWS`, warps) of strips of so many rows."""
+"""Stands for the channels of a group in a tile (rows, columns, channels, `_BY_ROWS`, warps): strips of so many rows."""
 
-_BY_PARTS = -2
-"""Stands there in a tile (positions, parts of a group, groups, `_BY_PARTS`, warps)."""
+_BY_WORDS = -2
+"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
@@ -41,108 +37,139 @@ _POSITIONS = 64
 """Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
-def run_apply(
+def run_apply(x: Tensor, weight: Tensor, kernel: Sequence[int], dilation: Sequence[int], *, transposed: bool) -> Tensor:
+    """Weights are [B, H, W, G, K]."""
+    if not x.numel():
+        return x.new_empty(x.shape)
+    options = ((kernel[0], kernel[1]), (dilation[0], dilation[1]), transposed)
+    (y,) = tuning.run(_plan, (in_words(x), weight), (), *options)
+    return y
+
+
+def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, transposed: bool) -> tuning.Plan:
+    x, weight = tensors
+    groups, strides = weight.shape[3], weight.stride()
+
+    def launch(*tile: int) -> tuning.Launch:
+        if tile[3] == _BY_WORDS:
+            words = (*tile[:3], tile[4])
+            return launch_by_words(words, x, weight, x.shape[1], kernel, dilation, transposed=transposed)
+        it = _by_groups(tile, x, strides, groups, 0, False, kernel, dilation, transposed)
+        return it._replace(prepare=lambda tensors: (tensors[0], *[tensors[1]] * 4))
+
+    by_words = _tiles_by_words(x, groups, kernel, dilation)
+    by_groups = _tiles_of_groups(x.shape[2], groups, x.shape[3] // groups, False)
+    problem = (x.shape, (groups, transposed, strides[3] == 1), kernel, dilation)
+    return tuning.Plan("local_weight", problem, [*by_words, *by_groups[: 1 if by_words else 2]], launch)
+
+
+def run_projected_apply(
     x: Tensor,
-    weight: Tensor | tuple[Tensor, Tensor, Tensor | None, int],
+    hidden: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    groups: int,
     kernel: Sequence[int],
     dilation: Sequence[int],
     *,
     transposed: bool,
 ) -> Tensor:
-    """Weights are [B, H, W, G, K], or (hidden, projection, bias, groups) to make them of."""
-    x = x.contiguous()
+    """`run_apply` with weights that are made: hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
+    x, hidden, projection = in_words(x), hidden.contiguous(), projection.contiguous()
+    bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     if not y.numel():
         return y
-    batch, height, width, channels = x.shape
-    if isinstance(weight, Tensor):
-        groups, rank = weight.shape[3], 0
-        operands, strides, has_bias = (weight, weight, weight, weight), weight.stride(), False
-    else:
-        hidden, projection, bias, groups = weight
-        rank, has_bias = hidden.shape[3], bias is not None
-        hidden, projection = hidden.contiguous(), projection.contiguous()
-        operands = (hidden, hidden, projection, hidden if bias is None else bias.contiguous())
-        strides = (0, 0, 0, 0, 0)
-    dim = channels // groups
-    # of an image, in the strides of its map, of hidden features and of weights
-    reach = sum((n - 1) * stride for n, stride in zip((height, width, groups), strides[1:4], strict=True))
-    largest = height * width * max(channels, rank) + reach
+    rank, has_bias, dim = hidden.shape[3], bias is not None, x.shape[3] // groups
+    sizes = (groups, rank, has_bias, kernel, dilation, transposed)
 
-    def run(tile_h: int, tile_w: int, block: int, block_d: int, warps: int) -> None:
-        if block_d == _BY_ROWS:
-            run_by_rows(tile_h, tile_w, block, warps)
+    def run(*tile: int) -> None:
+        if tile[3] == _BY_WORDS:
+            made_of = (hidden, projection, bias, groups)
+            run_in_parts((*tile[:3], tile[4]), x, y, made_of, kernel, dilation, transposed=transposed)
             return
-        if block_d == _BY_PARTS:
-            run_by_parts(tile_h, tile_w, block, warps)
-            return
-        tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
-        if block_d == _BY_CHANNELS:
-            function, blocks = by_channels.apply_by_channels, (tuning.cdiv(channels, block),)
-            sizes = (tuning.integers_up_to(largest), tile_h, tile_w, block)
-        else:
-            blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
-            function, sizes = kernels.apply, (tile_h, tile_w, block, block_d)
-        tuning.launch(
-            function,
-            batch * math.prod(tiles) * math.prod(blocks),
-            (x, y, *operands, height, width, *tiles, *blocks, *_before(kernel, dilation)),
-            strides,
-            (*constants, *sizes, _block_of_rank(rank)),
-            warps,
-        )
+        is_by_rows = tile[3] == _BY_ROWS
+        it = _by_rows(tile, x, *sizes) if is_by_rows else _by_groups(tile, x, (0, 0, 0, 0, 0), *sizes)
+        weight = () if is_by_rows else (hidden,)
+        tensors = (x, *weight, hidden, projection, hidden if bias is None else bias, y)
+        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
 
-    def run_by_rows(rows: int, tile_w: int, block: int, warps: int) -> None:
-        strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
-        tiles_s, tiles_w, blocks = (
-            tuning.cdiv(batch * strips, tile_s),
-            tuning.cdiv(width, tile_w),
-            tuning.cdiv(channels, block),
-        )
-        block_r = _block_of_rank(rank + has_bias)
-        images = tuning.cdiv(tile_s, strips) + 1  # of a tile, at most
-        # three programs then share the registers of a processor; transposed, too much would spill
-        is_small = rows * block_r <= 128 and not transposed
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x))
-        tuning.launch(
-            by_rows.apply_by_rows,
-            tiles_s * tiles_w * blocks,
-            (x, y, *operands[1:], height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
-            (),
-            (*constants, tuning.integers_up_to(images * largest), rows, tile_s, tile_w, block, block_r),
-            warps,
-            stages=1,
-            registers=168 if is_small and tuning.is_hopper(x) else None,
-        )
-
-    def run_by_parts(positions: int, parts: int, block: int, warps: int) -> None:
-        blocks = tuning.cdiv(groups, block)
-        # 64 registers of a thread hold 128 features of 16 positions of a warp
-        resident = 0 < rank * max(16, positions // warps) <= 4096 and not transposed
-        block_r = 64 if rank % 64 == 0 or rank > 256 else min(_block_of_rank(rank), 32)
-        images = tuning.cdiv(positions, height * width) + 1  # of a tile, at most
-        reach = images * (largest + strides[0])
-        constants = (groups, dim, rank, *kernel, *dilation, transposed, has_bias, *_products_of(x))
-        tuning.launch(
-            by_parts.apply_by_parts,
-            tuning.cdiv(batch * height * width, positions) * blocks,
-            (x, y, *operands, height, width, batch * height * width, blocks, *_before(kernel, dilation)),
-            strides,
-            (*constants, tuning.integers_up_to(reach), resident, positions, parts, block, block_r),
-            warps,
-        )
-
-    name = "projected_local_weight" if rank else "local_weight"
-    problem = (x.shape, (groups, rank, transposed, strides[3] == 1), kernel, dilation)
-    candidates = _tiles(x, groups, bool(rank))
-    if not rank or x.dtype != torch.float32:
-        better = _tiles_by_parts(groups, dim, bool(rank))
-        if rank:
-            better = better or _tiles_by_rows(height, width, channels, dim, rank + has_bias, kernel[0], transposed)
-        candidates = [*better, *candidates[:2]] if better else candidates
-    run(*tuning.choose(name, problem, candidates, run, x))
+    in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
+    if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
+        in_parts = []
+    strips = []
+    if x.dtype != torch.float32:
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed)
+    # the fewer channels a weight serves, the more it costs to write and to read it
+    better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
+    candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
+    # maps of about one size share a tile, but not all of them have parts
+    problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)
+    run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
+
+
+def _by_groups(
+    tile: Tile,
+    x: Tensor,
+    strides: Sequence[int],
+    groups: int,
+    rank: int,
+    has_bias: bool,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+) -> tuning.Launch:
+    tile_h, tile_w, block, block_d, warps = tile
+    batch, height, width, channels = x.shape
+    dim = channels // groups
+    tiles = tuning.cdiv(height, tile_h), tuning.cdiv(width, tile_w)
+    blocks = tuning.cdiv(groups, block), tuning.cdiv(dim, block_d)
+    factors = tuning.dot_dtype(x), tuning.dot_precision(x)
+    return tuning.Launch(
+        kernels.apply,
+        batch * math.prod(tiles) * math.prod(blocks),
+        (height, width, *tiles, *blocks, *_before(kernel, dilation), *strides),
+        (
+            *(groups, dim, rank, *kernel, *dilation, transposed, has_bias, *factors),
+            *(tile_h, tile_w, block, block_d, _block_of_rank(rank)),
+        ),
+        warps,
+        results=[(x.shape, x.dtype)],
+    )
+
+
+def _by_rows(
+    tile: Tile,
+    x: Tensor,
+    groups: int,
+    rank: int,
+    has_bias: bool,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+) -> tuning.Launch:
+    rows, tile_w, block, _, warps = tile
+    batch, height, width, channels = x.shape
+    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
+    tiles_s, tiles_w = tuning.cdiv(batch * strips, tile_s), tuning.cdiv(width, tile_w)
+    blocks, block_r = tuning.cdiv(channels, block), _block_of_rank(rank + has_bias)
+    # of all images of a tile, at most
+    reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
+    # three programs then share the registers of a processor; transposed, too much would spill
+    is_small = rows * block_r <= 128 and not transposed
+    return tuning.Launch(
+        by_rows.apply_by_rows,
+        tiles_s * tiles_w * blocks,
+        (height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
+        (
+            *(groups, channels // groups, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x)),
+            *(tuning.integers_up_to(reach), rows, tile_s, tile_w, block, block_r),
+        ),
+        warps,
+        stages=1,
+        registers=168 if is_small and tuning.is_hopper(x) else None,
+    )
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -151,24 +178,13 @@ def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
     return top, left
 
 
-def _products_of(x: Tensor) -> tuple[Any, str]:
-    return tuning.dot_dtype(x), tuning.dot_precision(x)
-
-
 def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _tiles(x: Tensor, groups: int, has_products: bool) -> list[Tile]:
-    """Candidates (rows, columns, groups, channels of a group, warps).
-
-    Small groups come as channels too; but not for products in float32, which are no work for a matrix unit.
-    """
-    width, channels = x.shape[2:]
-    candidates = _tiles_of_groups(width, groups, channels // groups, has_products)
-    if channels // groups <= _SMALL_GROUP and not (has_products and x.dtype == torch.float32):
-        return [*_tiles_by_channels(width, channels), *candidates[:2]]
-    return candidates
+def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
+    """Candidates (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
+    return [(*sizes, _BY_WORDS, warps) for *sizes, warps in tiles_by_words(x, groups, kernel, dilation)]
 
 
 @functools.cache
@@ -187,33 +203,6 @@ def _tiles_by_rows(
     sizes = (2, 3) if block_r > 32 and not transposed else (4, 3)
     strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in sizes)
     return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
-
-
-@functools.cache
-def _tiles_by_parts(groups: int, dim: int, has_products: bool) -> list[Tile]:
-    """Candidates (positions, parts of a group, groups, `_BY_PARTS`, warps), none where parts fill no vectors."""
-    part = min(dim & -dim, 8)
-    fits = part >= 4 and dim > _SMALL_GROUP if has_products else part >= 2 or dim == 3
-    if not fits or dim > 32:
-        return []
-    smallest, most = (8, 16) if has_products else (1, 1)
-    candidates = []
-    for block, warps in ((8, 2), (16, 4), (32, 4)) if has_products else ((32, 4), (16, 2)):
-        block_g = max(min(block, tuning.next_power_of_2(groups)), smallest)
-        positions = 32 * warps * (96 if part > 2 else 48) // (block_g * dim)
-        candidates.append((max(most, 1 << positions.bit_length() - 1), dim // part, block_g, _BY_PARTS, warps))
-    return list(dict.fromkeys(candidates))
-
-
-@functools.cache
-def _tiles_by_channels(width: int, channels: int) -> list[Tile]:
-    """Candidates (rows, columns, channels, `_BY_CHANNELS`, warps)."""
-    columns, most = min(8, tuning.next_power_of_2(width)), tuning.next_power_of_2(channels)
-    candidates = []
-    for positions, block, warps in ((128, 32, 4), (64, 32, 4), (128, 64, 8), (64, 64, 4)):
-        block_c = max(min(block, most), _SMALLEST_FACTOR)
-        candidates.append((positions // columns, columns, block_c, _BY_CHANNELS, warps))
-    return list(dict.fromkeys(candidates))
 
 
 @functools.cache

@@ -60,3 +60,9 @@ def test_a_neighborhood_that_is_the_whole_map_is_a_window(shape, kernel, dilatio
 def test_others_go_by_tiles(shape, kernel, dilation, kernels_taken):
     check(shape, kernel, dilation, True, torch.float32)
     assert not kernels_taken & IN_WINDOWS
+
+
+def test_keys_that_no_query_of_a_tile_sees_are_left_out(kernels_taken):
+    """Away from the border, of a map that is larger than what its tiles see."""
+    check((1, 22, 18, 1, 8), (5, 3), 1, True, torch.float32)
+    assert not kernels_taken & IN_WINDOWS

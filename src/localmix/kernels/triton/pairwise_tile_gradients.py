@@ -294,11 +294,14 @@ def bias_gradient(
     pid = pid // heads
     m = (pid % blocks_q).to(tl.int32) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     pid = pid // blocks_q
-    n = (pid % blocks_k).to(tl.int32) * BLOCK_K + tl.arange(0, BLOCK_K)
+    first_key = (pid % blocks_k).to(tl.int32) * BLOCK_K
+    n = first_key + tl.arange(0, BLOCK_K)
     share = pid // blocks_k
     strip_w = tile_w + 2 * reach_w
     queries = tile_h * tile_w
     keys = (tile_h + 2 * reach_h) * strip_w
+    first_row = first_key // strip_w
+    last_row = (first_key + BLOCK_K - 1) // strip_w
     query += head * query_n
     key += head * key_n
     value += head * value_n
@@ -314,48 +317,53 @@ def bias_gradient(
         else:
             low_h = first_h
             low_w = first_w
-        row = low_h + m // tile_w
-        column = low_w + m % tile_w
-        key_row = low_h - reach_h + n // strip_w
-        key_column = low_w - reach_w + n % strip_w
-        inside = (m < queries) & (row >= first_h) & (row < end_h) & (column >= first_w) & (column < end_w)
-        key_inside = (n < keys) & (key_row >= 0) & (key_row < length_h) & (key_column >= 0) & (key_column < length_w)
-        if WINDOW:
-            key_inside = key_inside & (key_row >= first_h) & (key_column >= first_w)
-        map_row, map_column = on_map(row, column, origin_h, origin_w, dh, dw)
-        key_map_row, key_map_column = on_map(key_row, key_column, origin_h, origin_w, dh, dw)
-        position = (((image * height + map_row) * width + map_column) * heads + head) * D
-        of_head = ((image * heads + head) * height + map_row) * width + map_column
-        offsets = image * key_b + key_map_row * key_h + key_map_column * key_w
-        q = read(query, image * query_b + map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
-        k = read(key, offsets, key_inside, D, BLOCK_D, FACTOR)
-        offsets = image * value_b + key_map_row * value_h + key_map_column * value_w
-        v = read(value, offsets, key_inside, D, BLOCK_D, FACTOR)
-        of_y = read(gradient, position, inside, D, BLOCK_D, FACTOR)
-        peak = tl.load(peaks + of_head, mask=inside, other=0)
-        logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
-        own = tl.load(delta + of_head, mask=inside, other=0)
-        scores = masked(
-            tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
-            bias + head * bias_n,
-            row[:, None],
-            column[:, None],
-            inside[:, None],
-            key_row[None, :],
-            key_column[None, :],
-            key_inside[None, :],
-            length_h,
-            length_w,
-            kh,
-            kw,
-            bias_i,
-            bias_j,
-            WINDOW,
-            True,
-        )
-        weights = tl.exp(scores - peak[:, None] - logarithm[:, None])
-        of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
-        sums += weights * (of_weights - own[:, None])
+        # a strip has the keys that queries at a border see; away from it none sees the first rows and the last ones
+        top_key, bottom_key = keys_of(first_h, end_h, length_h, kh, WINDOW)
+        if (low_h - reach_h + last_row >= top_key) & (low_h - reach_h + first_row < bottom_key):
+            row = low_h + m // tile_w
+            column = low_w + m % tile_w
+            key_row = low_h - reach_h + n // strip_w
+            key_column = low_w - reach_w + n % strip_w
+            inside = (m < queries) & (row >= first_h) & (row < end_h) & (column >= first_w) & (column < end_w)
+            key_inside = (
+                (n < keys) & (key_row >= 0) & (key_row < length_h) & (key_column >= 0) & (key_column < length_w)
+            )
+            if WINDOW:
+                key_inside = key_inside & (key_row >= first_h) & (key_column >= first_w)
+            map_row, map_column = on_map(row, column, origin_h, origin_w, dh, dw)
+            key_map_row, key_map_column = on_map(key_row, key_column, origin_h, origin_w, dh, dw)
+            position = (((image * height + map_row) * width + map_column) * heads + head) * D
+            of_head = ((image * heads + head) * height + map_row) * width + map_column
+            offsets = image * key_b + key_map_row * key_h + key_map_column * key_w
+            q = read(query, image * query_b + map_row * query_h + map_column * query_w, inside, D, BLOCK_D, FACTOR)
+            k = read(key, offsets, key_inside, D, BLOCK_D, FACTOR)
+            offsets = image * value_b + key_map_row * value_h + key_map_column * value_w
+            v = read(value, offsets, key_inside, D, BLOCK_D, FACTOR)
+            of_y = read(gradient, position, inside, D, BLOCK_D, FACTOR)
+            peak = tl.load(peaks + of_head, mask=inside, other=0)
+            logarithm = tl.load(logarithms + of_head, mask=inside, other=0)
+            own = tl.load(delta + of_head, mask=inside, other=0)
+            scores = masked(
+                tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale,
+                bias + head * bias_n,
+                row[:, None],
+                column[:, None],
+                inside[:, None],
+                key_row[None, :],
+                key_column[None, :],
+                key_inside[None, :],
+                length_h,
+                length_w,
+                kh,
+                kw,
+                bias_i,
+                bias_j,
+                WINDOW,
+                True,
+            )
+            weights = tl.exp(scores - peak[:, None] - logarithm[:, None])
+            of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
+            sums += weights * (of_weights - own[:, None])
     partial += (share * heads + head) * queries * keys
     mask = (m < queries)[:, None] & (n < keys)[None, :]
     tl.store(partial + m.to(tl.int64)[:, None] * keys + n[None, :], sums, mask=mask)

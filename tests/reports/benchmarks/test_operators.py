@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 
 import pytest
 import torch
@@ -233,20 +234,23 @@ def test_shapes_and_cases():
     assert STAGES[4][:2] == (KERNEL, KERNEL)
 
 
-def test_interrupted_benchmark_saves_what_it_has(monkeypatch, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_benchmark_saves_what_it_has(number, monkeypatch, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     whole = rows.timed_rows
     calls = []
 
     def interrupted(*args, **options):
         calls.append(None)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return whole(*args, **options)
 
     monkeypatch.setattr(operators, "timed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench_operators(ops=["local_mlp"], impls=["aten"], output=tmp_path / "run", **SMALL)
     results = strict((tmp_path / "run" / "results.json").read_text())
+    assert signal.getsignal(signal.SIGTERM) is before
     assert not results["is_complete"]
     assert [row["direction"] for row in results["rows"]] == ["forward"]
     assert "interrupted" in (tmp_path / "run" / "table.md").read_text()

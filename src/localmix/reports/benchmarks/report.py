@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from rich import box
@@ -27,7 +29,8 @@ Row = dict[str, Any]
 class Report:
     """Collects rows: prints the table of each group as it comes, and writes all of them when the benchmark ends.
 
-    What was measured before an interruption is written too.
+    What was measured before an interruption, by Ctrl-C or by SIGTERM, which schedulers send at a limit of time, is
+    written too.
 
     Args:
         kind: "operators" or "networks".
@@ -46,6 +49,7 @@ class Report:
             # nothing limits the width of a file
             self.console = Console(file=sys.stdout, width=200)
         self.display = Display()
+        self._handler: Any = None
         self.results: dict[str, Any] = {
             "kind": kind,
             "is_complete": False,
@@ -62,10 +66,15 @@ class Report:
         for line in describe(self.results):
             self.console.print(line, highlight=False)
         self.display.__enter__()
+        # only the main thread may set handlers
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, _interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.display.__exit__()
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
         self.results["is_complete"] = error is None
         if self.output is not None and (error is None or (kind is KeyboardInterrupt and self.results["rows"])):
             self._write(self.output)
@@ -106,6 +115,10 @@ class Report:
         write_atomically(output / "table.md", lambda file: file.write(markdown(self.results).encode()))
         write_atomically(output / "figure.png", lambda file: draw(self.results, file))
         self.display.say(f"{output}: results.json, table.md, figure.png")
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:

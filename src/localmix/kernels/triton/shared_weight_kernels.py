@@ -222,36 +222,41 @@ def sum_of_shares(
     OF_BIAS: tl.constexpr,
     PARTS: tl.constexpr,
     SHARES: tl.constexpr,
+    LINES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """of_weight[n, c, k], of_bias[c] = sum over the shares of partial [N, shares, k, part, words], of c = word, part.
 
-    The last line after the K taps is that of the bias, summed over n too.
+    The last line after the K taps is that of the bias, summed over n too: by programs of its own, after the others.
     """
     pid = tl.program_id(0)
     blocks = (words + BLOCK - 1) // BLOCK
     word = pid % blocks * BLOCK + tl.arange(0, BLOCK)
     pid = pid // blocks
     part = pid % PARTS
-    line = pid // PARTS
-    is_bias = line >= results * K
-    result = tl.where(is_bias, 0, line // K)
-    line = tl.where(is_bias, K, line % K)
+    pid = pid // PARTS
+    BLOCKS_OF_LINES: tl.constexpr = (K + LINES - 1) // LINES
+    is_bias = pid >= results * BLOCKS_OF_LINES
+    result = tl.where(is_bias, 0, pid // BLOCKS_OF_LINES)
+    line = tl.where(is_bias, K, pid % BLOCKS_OF_LINES * LINES) + tl.arange(0, LINES)
+    end = tl.where(is_bias, K + 1, K)
     number = tl.where(is_bias, results * shares, shares)
-    lines = (K + OF_BIAS) * PARTS
-    first = partial + (result * shares).to(tl.int64) * (lines * words) + (line * PARTS + part) * words + word[None, :]
-    total = tl.zeros((SHARES, BLOCK), tl.float32)
+    numbers: tl.constexpr = (K + OF_BIAS) * PARTS
+    mask = (line < end)[:, None] & (word < words)[None, :]
+    own = (line * PARTS + part)[:, None] * words + word[None, :]
+    partial += (result * shares).to(tl.int64) * (numbers * words)
+    total = tl.zeros((SHARES, LINES, BLOCK), tl.float32)
     for start in range(0, number, SHARES):
-        share = start + tl.arange(0, SHARES)[:, None]
-        here = (share < number) & (word < words)[None, :]
-        total += tl.load(first + share.to(tl.int64) * (lines * words), mask=here, other=0)
-    sums = tl.sum(total, 0)
-    channel = word * PARTS + part
+        share = start + tl.arange(0, SHARES)[:, None, None]
+        pointers = partial + (share.to(tl.int64) * (numbers * words) + own[None])
+        total += tl.load(pointers, mask=mask[None] & (share < number), other=0)
+    sums = tl.trans(tl.sum(total, 0))
+    channel = (word * PARTS + part)[:, None]
     if is_bias:
-        tl.store(of_bias + channel, sums.to(of_bias.dtype.element_ty), mask=word < words)
+        tl.store(of_bias + channel + (line - K)[None, :], sums.to(of_bias.dtype.element_ty), mask=tl.trans(mask))
     else:
-        pointers = of_weight + (result.to(tl.int64) * (words * PARTS) + channel) * K + line
-        tl.store(pointers, sums.to(of_weight.dtype.element_ty), mask=word < words)
+        pointers = of_weight + (result.to(tl.int64) * (words * PARTS) + channel) * K + line[None, :]
+        tl.store(pointers, sums.to(of_weight.dtype.element_ty), mask=tl.trans(mask))
 
 
 @triton.jit

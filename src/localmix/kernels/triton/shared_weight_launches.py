@@ -130,17 +130,22 @@ def _plan_sum(tensors: Sequence[Tensor], weight: tuple[int, ...], dtype: torch.d
     (partial,) = tensors
     results, shares, lines, parts, words = partial.shape
 
-    def launch(rows: int, block: int, warps: int) -> tuning.Launch:
+    num_taps = lines - of_bias
+
+    def launch(shares_at_once: int, lines_at_once: int, block: int, warps: int) -> tuning.Launch:
+        programs = results * tuning.cdiv(num_taps, lines_at_once) + of_bias
         return tuning.Launch(
             vectors.sum_of_shares,
-            (results * (lines - of_bias) + of_bias) * parts * tuning.cdiv(words, block),
+            programs * parts * tuning.cdiv(words, block),
             (shares, words, results),
-            (lines - of_bias, of_bias, parts, rows, block),
+            (num_taps, of_bias, parts, shares_at_once, lines_at_once, block),
             warps,
             results=[(weight, dtype), ((words * parts * of_bias,), dtype)],
         )
 
-    return tuning.Plan("sum_of_shares", (partial.shape,), [(64, 32, 4)], launch)
+    # few results have many shares, and many, of one image each, have few
+    tile = (64, 1, 32, 4) if shares >= 16 else (1, min(64, tuning.next_power_of_2(num_taps)), 32, 4)
+    return tuning.Plan("sum_of_shares", (partial.shape,), [tile], launch)
 
 
 def _plan_weight_gradient(

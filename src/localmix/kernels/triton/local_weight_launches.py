@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,17 @@ _POSITIONS = 64
 """Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
+class _Options(NamedTuple):
+    """What the kernels are compiled for; weights that are given have no rank and no bias."""
+
+    groups: int
+    rank: int
+    has_bias: bool
+    kernel: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+
+
 def run_apply(x: Tensor, weight: Tensor, kernel: Sequence[int], dilation: Sequence[int], *, transposed: bool) -> Tensor:
     """Weights are [B, H, W, G, K]."""
     if not x.numel():
@@ -54,7 +66,7 @@ def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, transposed: b
         if tile[3] == _BY_WORDS:
             words = (*tile[:3], tile[4])
             return launch_by_words(words, x, weight, x.shape[1], kernel, dilation, transposed=transposed)
-        it = _by_groups(tile, x, strides, groups, 0, False, kernel, dilation, transposed)
+        it = _by_groups(tile, x, strides, _Options(groups, 0, False, kernel, dilation, transposed))
         return it._replace(prepare=lambda tensors: (tensors[0], *[tensors[1]] * 4))
 
     by_words = _tiles_by_words(x, groups, kernel, dilation)
@@ -81,7 +93,7 @@ def run_projected_apply(
     if not y.numel():
         return y
     rank, has_bias, dim = hidden.shape[3], bias is not None, x.shape[3] // groups
-    sizes = (groups, rank, has_bias, kernel, dilation, transposed)
+    options = _Options(groups, rank, has_bias, kernel, dilation, transposed)
 
     def run(*tile: int) -> None:
         if tile[3] == _BY_WORDS:
@@ -89,7 +101,7 @@ def run_projected_apply(
             run_in_parts((*tile[:3], tile[4]), x, y, made_of, kernel, dilation, transposed=transposed)
             return
         is_by_rows = tile[3] == _BY_ROWS
-        it = _by_rows(tile, x, *sizes) if is_by_rows else _by_groups(tile, x, (0, 0, 0, 0, 0), *sizes)
+        it = _by_rows(tile, x, options) if is_by_rows else _by_groups(tile, x, (0, 0, 0, 0, 0), options)
         weight = () if is_by_rows else (hidden,)
         tensors = (x, *weight, hidden, projection, hidden if bias is None else bias, y)
         tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
@@ -109,17 +121,8 @@ def run_projected_apply(
     return y
 
 
-def _by_groups(
-    tile: Tile,
-    x: Tensor,
-    strides: Sequence[int],
-    groups: int,
-    rank: int,
-    has_bias: bool,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-) -> tuning.Launch:
+def _by_groups(tile: Tile, x: Tensor, strides: Sequence[int], options: _Options) -> tuning.Launch:
+    groups, rank, has_bias, kernel, dilation, transposed = options
     tile_h, tile_w, block, block_d, warps = tile
     batch, height, width, channels = x.shape
     dim = channels // groups
@@ -139,16 +142,8 @@ def _by_groups(
     )
 
 
-def _by_rows(
-    tile: Tile,
-    x: Tensor,
-    groups: int,
-    rank: int,
-    has_bias: bool,
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-) -> tuning.Launch:
+def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
+    groups, rank, has_bias, kernel, dilation, transposed = options
     rows, tile_w, block, _, warps = tile
     batch, height, width, channels = x.shape
     strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w

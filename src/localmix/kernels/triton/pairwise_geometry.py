@@ -22,9 +22,11 @@ class Windows(gathered_attention.Windows):
         return top, left, *self.size, 1, 1
 
     def as_windows(self, shape: Sequence[int]) -> Windows:
+        """They are windows already."""
         return self
 
     def bias_of_slots(self, bias: Tensor, shape: Sequence[int]) -> Tensor:
+        """[heads, slots, slots]: that is the bias."""
         return bias
 
     def tile(self, shape: Sequence[int], positions: int) -> Pair:
@@ -42,6 +44,7 @@ class Windows(gathered_attention.Windows):
         return 0, 0
 
     def gradient_of_slots(self, of_slots: Tensor, shape: Sequence[int]) -> Tensor:
+        """From that of slots: that is the bias."""
         return of_slots
 
     def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localmix.kernels.triton import pairwise_bias_gradient, tuning
 from localmix.kernels.triton import pairwise_tile_gradients as gradients_by_tiles
 from localmix.kernels.triton import pairwise_tile_kernels as by_tiles
 from localmix.kernels.triton import pairwise_window_kernels as in_windows
-from localmix.kernels.triton import tuning
 from localmix.kernels.triton.pairwise_geometry import Geometry, Pair, Windows
 
 Tile = tuple[int, ...]
@@ -75,7 +75,7 @@ def plan_bias_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) ->
         shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
         integers = (height, width, heads, *tiles, *tile, *reach, *blocks, units, shares)
         return tuning.Launch(
-            gradients_by_tiles.bias_gradient,
+            pairwise_bias_gradient.bias_gradient,
             shares * math.prod(blocks) * heads,
             (*integers, *geometry.arguments(query.shape), *_strides(tensors, has_bias)),
             (isinstance(geometry, Windows), dim, *_products_of(query), own, across, _block(dim)),
@@ -83,7 +83,7 @@ def plan_bias_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) ->
             results=[((shares, heads, *tile, *strip), torch.float32)],
         )
 
-    return _plan(gradients_by_tiles.bias_gradient, query, geometry, (), _blocks(query), launch)
+    return _plan(pairwise_bias_gradient.bias_gradient, query, geometry, (), _blocks(query), launch)
 
 
 def geometry_of(seen: Seen) -> Geometry:

@@ -180,6 +180,15 @@ def convolve_in_registers(
 
 
 @triton.jit
+def _with_sum(total, numbers, WANTED: tl.constexpr, NUMBER: tl.constexpr):
+    """Adds numbers to a sum that is wanted."""
+    if WANTED:
+        for i in tl.static_range(NUMBER):
+            total += numbers[i]
+    return total
+
+
+@triton.jit
 def shared_weight_gradient_in_registers(
     gradient,
     x,
@@ -265,12 +274,3 @@ def shared_weight_gradient_in_registers(
         tl.store(partial + tap * C, tl.sum(sums[tap], 0, keep_dims=True), mask=channel < C)
     if OF_BIAS:
         tl.store(partial + KH * KW * C, tl.sum(of_bias, 0, keep_dims=True), mask=channel < C)
-
-
-@triton.jit
-def _with_sum(total, numbers, WANTED: tl.constexpr, NUMBER: tl.constexpr):
-    """Adds numbers to a sum that is wanted."""
-    if WANTED:
-        for i in tl.static_range(NUMBER):
-            total += numbers[i]
-    return total

@@ -129,7 +129,6 @@ def _plan_sum(tensors: Sequence[Tensor], weight: tuple[int, ...], dtype: torch.d
     """The gradients of weights and bias are the sums of the shares of `partial`."""
     (partial,) = tensors
     results, shares, lines, parts, words = partial.shape
-
     num_taps = lines - of_bias
 
     def launch(shares_at_once: int, lines_at_once: int, block: int, warps: int) -> tuning.Launch:

@@ -303,7 +303,7 @@ def test_pairs_of_bfloat16_give_what_single_numbers_give(operator, channels):
 @pytest.mark.parametrize("operator", ["inhomogeneous_convolution", "projected_inhomogeneous_convolution"])
 def test_every_tile_of_local_weights_is_within_the_budget(operator, dtype, registered, monkeypatch):
     """The interpreter takes the first of them: here each in turn."""
-    x, groups, options = (1, 4, 6, 12), 4, {"kernel_size": (3, 2), "dilation": (1, 2)}
+    x, groups, options = (1, 4, 6, 48), 16, {"kernel_size": (3, 2), "dilation": (1, 2)}
     shapes = {"x": x, "weight": (1, 4, 6, groups, 6)}
     if operator.startswith("projected"):
         shapes = {"x": x, "hidden": (1, 4, 6, 5), "projection": (groups * 6, 5), "projection_bias": (groups * 6,)}

@@ -215,7 +215,7 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):
-    assert not [line for line in compiled if line["STACK"] > 128 or line["LOCAL"] or line["shared"] > SHARED_BYTES]
+    assert not [line for line in compiled if line["STACK"] > 160 or line["LOCAL"] or line["shared"] > SHARED_BYTES]
 
 
 if __name__ == "__main__":

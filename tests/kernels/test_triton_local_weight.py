@@ -34,6 +34,7 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         return tiles[min(taken, len(tiles) - 1)]
 
     monkeypatch.setattr(launches.tuning, "choose", take)
+    monkeypatch.setattr(launches.tuning, "is_hopper", lambda x: True)  # it has the most candidates
     while taken < max(seen, default=1):
         seen.clear()
         actual = output_and_gradients(
@@ -48,19 +49,21 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
 @pytest.mark.parametrize(
     ("kind", "shape", "groups", "rank", "kernel", "dilation", "has_bias"),
     [
-        # strips of several images in a tile, rows beyond the map, two blocks of channels, features that fill a block
-        ("_BY_ROWS", (2, 9, 10, 36), 12, 15, (3, 3), (1, 1), True),
-        # no bias, G = C, and a dilation larger than the map has rows
-        ("_BY_ROWS", (2, 3, 5, 7), 7, 16, (3, 2), (4, 1), False),
-        # more taps than rows and columns; a power of two of features needs a larger block for the bias
-        ("_BY_ROWS", (3, 4, 3, 6), 1, 16, (7, 7), (1, 1), True),
-        ("_BY_ROWS", (1, 13, 4, 16), 2, 40, (5, 3), (2, 2), True),
+        # strips of several images in a tile, rows beyond the map, three blocks of channels, features that fill a block
+        ("_BY_ROWS", (2, 9, 10, 48), 16, 15, (3, 3), (1, 1), True),
+        # no bias, G = C, a dilation larger than the map has rows; a second tile, from the middle of the images on
+        ("_BY_ROWS", (3, 3, 5, 32), 32, 16, (3, 2), (4, 1), False),
+        # more taps than rows and columns, one group; a power of two of features needs a larger block for the bias
+        ("_BY_ROWS", (3, 4, 3, 128), 1, 16, (7, 7), (1, 1), True),
+        # two and four channels share a weight
+        ("_BY_ROWS", (1, 13, 4, 192), 32, 24, (5, 3), (2, 2), True),
+        ("_BY_ROWS", (1, 5, 13, 64), 16, 40, (2, 4), (1, 1), False),
         # in one part, of large groups and of small ones that no other candidate takes
         ("_BY_WORDS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
         ("_BY_WORDS", (1, 6, 7, 9), 9, 70, (3, 2), (1, 2), False),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_made_weights(launches, monkeypatch, kind, shape, groups, rank, kernel, dilation, has_bias, dtype):
     lines = groups * kernel[0] * kernel[1]
     hidden, projection = torch.randn(*shape[:3], rank).to(dtype), (torch.randn(lines, rank) / rank**0.5).to(dtype)
@@ -102,10 +105,10 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
     monkeypatch.setattr(launches.tuning, "launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
     monkeypatch.setattr(launches, "parts_to_apply", lambda *args: [])
-    x = torch.empty(9, 2, 3, 3, dtype=torch.float16)
-    made_of = (torch.empty(9, 2, 3, 4, dtype=x.dtype), torch.empty(9, 4, dtype=x.dtype), None, 1)
+    x = torch.empty(20, 2, 3, 16, dtype=torch.float16)
+    made_of = (torch.empty(20, 2, 3, 4, dtype=x.dtype), torch.empty(9 * 16, 4, dtype=x.dtype), None, 16)
     launches.run_projected_apply(x, *made_of, (3, 3), (1, 1), transposed=False)
-    assert reached.pop() >= 9 * 2 * 3 * 4  # 8 strips of 8 columns each, from the middle of an image on
+    assert reached.pop() >= 17 * 2 * 3 * 16  # 16 strips of 4 columns each, from the middle of an image on
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def numbers_of(words, PARTS: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _word(low, high, HALF: tl.constexpr):
+def word_of(low, high, HALF: tl.constexpr):
     """The inverse of `numbers_of`, rounded."""
     low = low.to(HALF).to(tl.int16, bitcast=True).to(tl.int32)
     high = high.to(HALF).to(tl.int16, bitcast=True).to(tl.int32)
@@ -192,7 +192,7 @@ def apply_by_words(
             for v in tl.static_range(VECTOR):
                 result = sums[((r * COLUMNS + c) * VECTOR + v) * PARTS]
                 if PARTS == 2:
-                    word = _word(result, sums[((r * COLUMNS + c) * VECTOR + v) * PARTS + 1], HALF)
+                    word = word_of(result, sums[((r * COLUMNS + c) * VECTOR + v) * PARTS + 1], HALF)
                 else:
                     word = result.to(HALF)
                 tl.store(line + (c * DW * WORDS + v), word, mask=here)

@@ -22,20 +22,20 @@ Tile = tuple[int, ...]
 _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
 
-_SMALL_GROUP = 8
-"""Channels of a group up to which a product may make a weight for each of them."""
-
 _BY_ROWS = -1
-"""Stands for the channels of a group in a tile (rows, columns, channels, `_BY_ROWS`, warps): strips of so many rows."""
+"""Stands for the channels of a group in a tile (rows, columns, weights, `_BY_ROWS`, warps): strips of so many rows."""
+
+_MOST_SHARED = 8
+"""Channels that share a weight of a product; of larger groups it makes the weights more than once."""
+
+_MOST_REGISTERS = 160
+"""Of a thread, for the sums, features and weights of the rows of a strip."""
 
 _BY_WORDS = -2
 """Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
-
-_POSITIONS = 64
-"""Of a tile of strips: as many as a group of four warps multiplies at a time."""
 
 
 class _Options(NamedTuple):
@@ -100,10 +100,12 @@ def run_projected_apply(
             made_of = (hidden, projection, bias, groups)
             run_in_parts((*tile[:3], tile[4]), x, y, made_of, kernel, dilation, transposed=transposed)
             return
-        is_by_rows = tile[3] == _BY_ROWS
-        it = _by_rows(tile, x, options) if is_by_rows else _by_groups(tile, x, (0, 0, 0, 0, 0), options)
-        weight = () if is_by_rows else (hidden,)
-        tensors = (x, *weight, hidden, projection, hidden if bias is None else bias, y)
+        if tile[3] == _BY_ROWS:
+            it = _by_rows(tile, x, options)
+            tensors = (x, hidden, _with_bias(projection, bias), y)
+        else:
+            it = _by_groups(tile, x, (0, 0, 0, 0, 0), options)
+            tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
         tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
 
     in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
@@ -111,7 +113,7 @@ def run_projected_apply(
         in_parts = []
     strips = []
     if x.dtype != torch.float32:
-        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed)
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
     candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
@@ -144,33 +146,45 @@ def _by_groups(tile: Tile, x: Tensor, strides: Sequence[int], options: _Options)
 
 def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     groups, rank, has_bias, kernel, dilation, transposed = options
-    rows, tile_w, block, _, warps = tile
+    rows, tile_w, weights, _, warps = tile
     batch, height, width, channels = x.shape
-    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), _POSITIONS // tile_w
+    shared, block_r = _shared(channels // groups), _block_of_rank(rank + has_bias)
+    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), 16 * warps // tile_w
     tiles_s, tiles_w = tuning.cdiv(batch * strips, tile_s), tuning.cdiv(width, tile_w)
-    blocks, block_r = tuning.cdiv(channels, block), _block_of_rank(rank + has_bias)
     # of all images of a tile, at most
     reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
-    # three programs then share the registers of a processor; transposed, too much would spill
-    is_small = rows * block_r <= 128 and not transposed
     return tuning.Launch(
         by_rows.apply_by_rows,
-        tiles_s * tiles_w * blocks,
-        (height, width, strips, batch * strips, tiles_w, blocks, *_before(kernel, dilation)),
+        tiles_s * tiles_w * (channels // (weights * shared)),
+        (height, width, strips, batch * strips, tiles_w, *_before(kernel, dilation)),
         (
             *(groups, channels // groups, rank, *kernel, *dilation, transposed, has_bias, tuning.dot_dtype(x)),
-            *(tuning.integers_up_to(reach), rows, tile_s, tile_w, block, block_r),
+            *(tuning.integers_up_to(reach), rows, tile_w, weights, shared, block_r, warps),
         ),
         warps,
         stages=1,
-        registers=168 if is_small and tuning.is_hopper(x) else None,
+        # three programs then share the registers of a processor; what else there is to hold would spill
+        registers=168 if block_r <= 32 and not transposed and tuning.is_hopper(x) else None,
     )
+
+
+def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:
+    """Projection with the bias as one more column, and zeros up to a block of features."""
+    lines, rank = projection.shape
+    columns = [projection] if bias is None else [projection, bias.unsqueeze(1)]
+    rest = _block_of_rank(rank + len(columns) - 1) - rank - len(columns) + 1
+    return torch.cat([*columns, projection.new_zeros(lines, rest)], 1) if len(columns) > 1 or rest else projection
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
     """Rows and columns of the padding before the map."""
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
     return top, left
+
+
+def _shared(dim: int) -> int:
+    """Channels of a group of so many that share a weight of a product, side by side."""
+    return math.gcd(dim, _MOST_SHARED)
 
 
 def _block_of_rank(rank: int) -> int:
@@ -184,20 +198,27 @@ def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Seq
 
 @functools.cache
 def _tiles_by_rows(
-    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool
+    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool, is_hopper: bool
 ) -> list[Tile]:
-    """Candidates (rows, columns, channels, `_BY_ROWS`, warps), none where groups are large or taps too many to unroll.
+    """Candidates (rows, columns, weights, `_BY_ROWS`, warps), none where taps or features are too many to unroll.
 
-    A product makes a weight for every channel, and the features of all rows of a strip wait in registers.
+    The weights are those of whole blocks of channels.
     """
-    block_r = _block_of_rank(rank)
-    if dim > _SMALL_GROUP or block_r > 64 or taps_h > 9:
+    shared, block_r = _shared(dim), _block_of_rank(rank)
+    if rank > block_r or taps_h > 9:
         return []
-    columns = min((8, 4, 16), key=lambda size: tuning.cdiv(width, size) * size)
-    block = max(min(32, tuning.next_power_of_2(channels)), _SMALLEST_FACTOR)
-    sizes = (2, 3) if block_r > 32 and not transposed else (4, 3)
-    strips = dict.fromkeys(min(rows, tuning.next_power_of_2(height)) for rows in sizes)
-    return [(rows, columns, block, _BY_ROWS, 4) for rows in strips]
+    columns = min((8, 4), key=lambda size: tuning.cdiv(width, size) * size)
+    # other matrix units have all factors of a column of the kernel in registers too
+    sizes, most_sizes = [], ((16, 2), (16, 1))
+    if is_hopper:
+        most_sizes = ((32, 4), (32, 3), (32, 2), (16, 4), *most_sizes)
+    for weights, rows in most_sizes:
+        # sums, features and weights of a thread; transposed, features are read anew for each row
+        registers = rows * (weights * shared // 2 + block_r // 4 + weights // 2) + (block_r if transposed else 0)
+        if channels % (weights * shared) == 0 and registers <= _MOST_REGISTERS and (weights, rows + 1) not in sizes:
+            sizes.append((weights, rows))
+    most = tuning.next_power_of_2(height)
+    return list(dict.fromkeys((min(rows, most), columns, weights, _BY_ROWS, 4) for weights, rows in sizes[:2]))
 
 
 @functools.cache

@@ -47,7 +47,8 @@ class Segmentation(Task):
         weight_decay: of AdamW.
         warmup_steps: steps of warm-up; by default a tenth of the run, and at most 1500.
         power: of the fall: rates are lr * (1 - step / steps) ** power.
-        layer_decay: factor of the learning rate from a layer to the one in front of it; by default all learn alike.
+        layer_decay: factor of the learning rate from a layer of the backbone to the one in front of it, and from the
+            heads to its last; by default all learn alike.
         drop_path_rate: stochastic depth of the last block of the backbone.
         feature_norm: norm on each map of the backbone: layer, batch or none; by default as official code has it.
         channels: of the decoder.

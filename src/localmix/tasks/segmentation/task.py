@@ -56,7 +56,8 @@ class Segmentation(Task):
         auxiliary_weight: of its loss.
         dropout: share of channels that is dropped in front of each classifier.
         model_kwargs: further arguments of the backbone.
-        ema_decay: of the moving average of the weights, which is validated beside them; none by default.
+        ema_decay: of the moving average of the weights, which is validated beside them, at step n at most n / (n + 10);
+            none by default.
         grad_checkpointing: recompute blocks of the backbone in the backward pass, for less memory.
         compile: by torch.compile.
         channels_last: memory format of images and convolutions.

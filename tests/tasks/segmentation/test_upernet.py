@@ -172,6 +172,15 @@ def test_recomputed_blocks_give_the_same_gradients(backbone):
     assert len(calls) == once
 
 
+def test_logits_are_enlarged_in_float32_under_autocast():
+    net, image = upernet("dwnet_nano", **SMALL), torch.randn(2, 3, 64, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [*net(image), net.eval()(image)]
+    for logits in outputs:
+        assert logits.dtype == torch.float32
+        assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_tables_of_positions_do_not_decay():
     net = upernet("localswin_nano", **SMALL)
     tables = {name for name, _ in net.named_parameters() if name.endswith("relative_position_bias_table")}

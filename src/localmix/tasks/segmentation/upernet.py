@@ -96,7 +96,7 @@ class UPerNet(OnBackbone):
     """A backbone, a norm on each of its maps, the decoder, and the auxiliary head.
 
     Image [B, in_chans, H, W] -> logits [B, num_classes, H, W] in evaluation. In training a pair: those, and the logits
-    of the auxiliary head, of the same shape.
+    of the auxiliary head, of the same shape. They are float32 under autocast, too.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class UPerHead(nn.Module):
             levels.insert(0, lateral(x) + resize(levels[0], x.shape[2:]))
         outputs = [*(conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)), levels[-1]]
         fused = self.fpn_bottleneck(torch.cat([resize(x, levels[0].shape[2:]) for x in outputs], dim=1))
-        return self.conv_seg(self.dropout(fused))
+        return _exact(self.conv_seg(self.dropout(fused)))
 
 
 class FCNHead(nn.Module):
@@ -212,7 +212,15 @@ class FCNHead(nn.Module):
         self.conv_seg = _classifier(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_seg(self.dropout(self.convs(x)))
+        return _exact(self.conv_seg(self.dropout(self.convs(x))))
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """In float32 or finer, also under autocast.
+
+    Enlarged 16 times, a logit has a gradient that is summed over 1024 pixels, which a GPU does in the type of the map.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _classifier(dim: int, num_classes: int) -> nn.Conv2d:

@@ -71,6 +71,12 @@ def test_numbers_of_the_paper(path):
     assert trainer.precision == "bf16-mixed"
 
 
+def test_fine_tuning_on_other_classes_mixes_no_images():
+    """Without mixup alone, every batch would be cut and pasted."""
+    settings, _ = parse(["--config", str(ROOT / "recipes/imagenet/finetune_classes.yaml")])
+    assert (settings.model.mixup, settings.model.cutmix) == (0.0, 0.0)
+
+
 def test_every_row_has_a_segmenter():
     """Those of the paper's table, and of CamVid a nano net of each mixer and five nets for a GPU."""
     stems = {

@@ -9,8 +9,22 @@ from timm.models import group_parameters
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
+from localmix.models import DWNetBlock
+
 PARAMETERS_OF_A_LAYER = 12
 """Where a network does not say what its layers are; as timm has it."""
+
+
+def norm_of_maps(network: nn.Module) -> str:
+    """What maps of a network need in front of convolutions, by the official detectors and segmenters.
+
+    "batch" behind blocks of DWNets; "layer" on other nets that normalise layers, such as Swin and ConvNeXt, whose maps
+    are sums that no norm has seen; "none" on the rest, such as ResNets.
+    """
+    modules = list(network.modules())
+    if any(isinstance(module, DWNetBlock) for module in modules):
+        return "batch"
+    return "layer" if any(isinstance(module, nn.LayerNorm) for module in modules) else "none"
 
 
 class OnBackbone(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from localmix.arguments import choice, positive
-from localmix.models import DWNetBlock, create_model
-from localmix.tasks.backbone import OnBackbone
+from localmix.models import create_model
+from localmix.tasks.backbone import OnBackbone, norm_of_maps
 
 FEATURE_NORMS = ("layer", "batch", "none")
 NUM_MAPS = 4
@@ -76,20 +76,13 @@ def upernet(
             f"backbone: expected a network with {NUM_MAPS} feature maps, got {backbone!r}: {error}"
         ) from error
     dims = list(net.feature_info.channels())
-    kind = _norm_of(net) if feature_norm is None else choice("feature_norm", feature_norm, FEATURE_NORMS)
+    kind = norm_of_maps(net) if feature_norm is None else choice("feature_norm", feature_norm, FEATURE_NORMS)
     return UPerNet(
         net,
         [FeatureNorm(kind, dim) for dim in dims],
         UPerHead(dims, channels, num_classes, pool_sizes=pool_sizes, dropout=dropout),
         FCNHead(dims[2], auxiliary_channels, num_classes, dropout=dropout),
     )
-
-
-def _norm_of(backbone: nn.Module) -> str:
-    modules = list(backbone.modules())
-    if any(isinstance(module, DWNetBlock) for module in modules):
-        return "batch"
-    return "layer" if any(isinstance(module, nn.LayerNorm) for module in modules) else "none"
 
 
 class UPerNet(OnBackbone):

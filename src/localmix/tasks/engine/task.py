@@ -13,6 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, distributed, nn
 
+from localmix.layers.source import HomogeneousKernel
 from localmix.tasks.engine.sync_batch_norm import synchronise
 from localmix.tasks.engine.weights import load_weights
 
@@ -101,6 +102,10 @@ class Task(lightning.LightningModule):
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError if batches of that size cannot be trained on."""
+
+    def norms_means(self) -> bool:
+        """Whether a batch norm follows a mean over the whole image, so that it sees one value of each image."""
+        return any(isinstance(module, HomogeneousKernel) for module in self.net.modules())
 
     def forward(self, images: Any) -> Any:
         return self.net(images)

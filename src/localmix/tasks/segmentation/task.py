@@ -169,6 +169,9 @@ class Segmentation(Task):
                 f"got {batch_size}"
             )
 
+    def norms_means(self) -> bool:
+        return True  # the decoder pools the last map to one position
+
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         return segmentation_loss(

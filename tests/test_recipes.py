@@ -71,6 +71,12 @@ def test_numbers_of_the_paper(path):
     assert trainer.precision == "bf16-mixed"
 
 
+def test_fine_tuning_on_other_classes_mixes_no_images():
+    """Without mixup alone, every batch would be cut and pasted."""
+    settings, _ = parse(["--config", str(ROOT / "recipes/imagenet/finetune_classes.yaml")])
+    assert (settings.model.mixup, settings.model.cutmix) == (0.0, 0.0)
+
+
 def test_every_row_has_a_segmenter():
     """Those of the paper's table, and of CamVid a nano net of each mixer and five nets for a GPU."""
     stems = {
@@ -107,7 +113,7 @@ def numbers_of_the_paper(settings):
     assert (model.channels, model.auxiliary_channels, model.auxiliary_weight, model.dropout) == (512, 256, 0.4, 0.1)
     assert model.drop_path_rate == 0.3
     assert trainer.max_epochs * data.steps_per_epoch == 160_000
-    assert trainer.devices * data.batch_size * trainer.accumulate_grad_batches == 16
+    assert trainer.devices * data.batch_size * trainer.accumulate_grad_batches == model.lr_batch_size == 16
     assert (data.size, data.short_side, data.scale, data.largest_share) == (512, 512, [0.5, 2.0], 0.75)
 
 

@@ -69,7 +69,7 @@ def test_numbers_of_the_paper(path):
     assert model.drop_path_rate == {"tiny": 0.2, "base": 0.3}[path.stem.rsplit("_", 1)[1]]
     assert (trainer.max_epochs, model.drop_epochs, model.warmup_steps) == (36, [27, 33], 500)
     assert (model.lr, model.weight_decay, trainer.gradient_clip_val) == (1e-4, 0.05, 0)
-    assert 8 * data.batch_size * trainer.accumulate_grad_batches == 16
+    assert 8 * data.batch_size * trainer.accumulate_grad_batches == model.lr_batch_size == 16
     assert data.sizes == list(range(480, 801, 32)) and data.max_size == 1333
     assert data.crop_from == [400, 500, 600] and data.crop_size == [384, 600]
     assert trainer.precision == "bf16-mixed"

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from timm.models import group_parameters
 from timm.models._features import FeatureGetterNet
 from torch import nn
+
+from localmix.models import DWNetBlock
+
+PARAMETERS_OF_A_LAYER = 12
+"""Where a network does not say what its layers are; as timm has it."""
+
+
+def norm_of_maps(network: nn.Module) -> str:
+    """What maps of a network need in front of convolutions, by the official detectors and segmenters.
+
+    "batch" behind blocks of DWNets; "layer" on other nets that normalise layers, such as Swin and ConvNeXt, whose maps
+    are sums that no norm has seen; "none" on the rest, such as ResNets.
+    """
+    modules = list(network.modules())
+    if any(isinstance(module, DWNetBlock) for module in modules):
+        return "batch"
+    return "layer" if any(isinstance(module, nn.LayerNorm) for module in modules) else "none"
 
 
 class OnBackbone(nn.Module):
@@ -43,3 +62,15 @@ class OnBackbone(nn.Module):
         network: Any = self.network
         names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
         return {self.prefix + name for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which parameters belong to which depth, for layer-wise rates: what is not the network stands behind it."""
+        network: Any = self.network
+        if hasattr(network, "group_matcher"):
+            layers = group_parameters(network, network.group_matcher(coarse=coarse), reverse=True)
+        else:
+            names = (name for name, _ in network.named_parameters())
+            layers = {name: index // PARAMETERS_OF_A_LAYER for index, name in enumerate(names)}
+        layers = {self.prefix + name: layer for name, layer in layers.items()}
+        last = 1 + max(layers.values())
+        return lambda name: layers.get(name, last)

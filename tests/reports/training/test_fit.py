@@ -52,6 +52,12 @@ def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, ste
     assert said == {str(epoch + 1): means[epoch] for epoch in range(step // 3, 3)}
 
 
+@pytest.mark.parametrize(("model", "says"), [("dynamic_dwnet_nano", True), ("dwnet_nano", False)])
+def test_batches_that_are_too_small_for_a_norm_are_named(fit, few_images, tmp_path, capsys, model, says):
+    assert fit(tmp_path, **{"model.name": model, "trainer.max_epochs": 1}) == 0
+    assert ("a batch norm behind a mean over the whole image sees 4 values" in capsys.readouterr().err) == says
+
+
 @pytest.fixture
 def in_front_of(monkeypatch):
     """Lets something happen in front of each batch: in_front_of(act), act(task, batch, batch_idx) -> batch or None."""

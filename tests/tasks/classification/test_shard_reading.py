@@ -40,6 +40,16 @@ def test_any_image_by_its_index(shards):
             images.train.images[index]
 
 
+def test_views_larger_than_what_is_stored_are_announced(shards, tmp_path):
+    small = tmp_path / "small"
+    write_shards(str(tmp_path / "images"), small, size=24, workers=1, announce=lambda text: None)
+    for folder, size, number in ((small, 25, 1), (small, 24, 0), (shards, 500, 0)):
+        said = []
+        load_images(str(folder), img_size=size, announce=said.append)
+        assert len(said) == number
+        assert all("a shorter side of 24 px: for views of 25 px they are enlarged" in text for text in said)
+
+
 def test_litdata_reads_them_too(shards, monkeypatch, tmp_path):
     import litdata
 

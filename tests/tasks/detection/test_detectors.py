@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from localmix.tasks.detection.detectors import DETECTORS, detector
+from localmix.tasks.detection.instance_masks import paste_masks
 
 SMALL = {"num_classes": 3, "channels": 16, "min_size": 64, "max_size": 96}
 
@@ -104,6 +105,34 @@ def test_masks_are_put_back_without_rounding(net, name):
     (found,) = net.eval().transform.postprocess([found], [(64, 80)], [(64, 80)])
     (mask,) = found["masks"][0] >= 0.5
     assert mask.sum() == 20 * 20 and mask[6:26, 10:30].all()
+
+
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn", "mask_rcnn"])
+def test_masks_are_taught_where_they_are_put(net, name, monkeypatch):
+    """The cells that a mask head is to answer with, put into the box of a small disc, are that disc."""
+    net = net(name)
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    disc = (x + 0.5 - 30) ** 2 + (y + 0.5 - 26) ** 2 < 8**2
+    box = torch.tensor([[22.0, 18, 38, 34]])
+    target = {"boxes": box, "labels": torch.tensor([2]), "masks": disc[None].byte()}
+    taught = []
+
+    def keep(logits, cells):
+        taught.append(cells)
+        return logits.sum()
+
+    monkeypatch.setattr(nn.functional, "binary_cross_entropy_with_logits", keep)
+    maps = {str(level): torch.randn(1, 16, 64 // s, 96 // s) for level, s in enumerate(net.backbone.strides)}
+    # without a proposal all regions are the box of the object itself
+    nothing = [torch.zeros(0, 4)]
+    if name == "mask_rcnn":
+        net.roi_heads(maps, nothing, [(64, 96)], [target])
+    else:
+        net.roi_heads.losses(list(maps.values())[:-1], nothing, [(64, 96)], [target])
+    for cells in taught:
+        again = paste_masks(cells, box, 64, 96)[0] >= 0.5
+        assert (again & disc).sum() > 0.98 * (again | disc).sum()
+    assert len(taught) == (1 if name == "mask_rcnn" else 3)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

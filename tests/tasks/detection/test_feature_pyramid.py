@@ -13,9 +13,10 @@ from localmix.tasks.detection.feature_pyramid import FeaturePyramid
         ("i_dynamic_dwnet_nano", nn.BatchNorm2d, (2, 4, 8, 16, 32)),
         ("localswin_tiny", LayerNorm2d, (4, 8, 16, 32, 64)),
         ("localnat_nano", LayerNorm2d, (2, 4, 8, 16, 32)),
-        ("convnext_atto", nn.Identity, (4, 8, 16, 32, 64)),
+        ("convnext_atto", LayerNorm2d, (4, 8, 16, 32, 64)),
         # channels last, and a map as high as the channels of another
-        ("swin_tiny_patch4_window7_224", nn.Identity, (4, 8, 16, 32, 64)),
+        ("swin_tiny_patch4_window7_224", LayerNorm2d, (4, 8, 16, 32, 64)),
+        ("resnet10t", nn.Identity, (4, 8, 16, 32, 64)),
     ],
 )
 def test_five_levels_of_any_backbone(backbone, norm, strides):

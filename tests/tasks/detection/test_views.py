@@ -67,6 +67,17 @@ def test_draws_depend_on_the_generator_alone():
     assert len(sizes) > 3
 
 
+def test_a_long_image_is_cropped_at_the_sizes_of_the_paper():
+    """Its shorter side has 600 pixels in front of the crop however long it is, so that a crop of 400 is a square."""
+    image, target = scene(60, 300, (0, 0, 300, 60))
+    views, shapes = DetectionViews(crop_from=(600,), crop_size=(400, 400)), []
+    for index in range(20):
+        pixels, _ = views.train(image, target, np.random.default_rng(index))
+        shapes.append(pixels.shape[2] / pixels.shape[1])
+    assert {round(shape) for shape in shapes} == {1, 5}
+    assert all(shape == 1 or shape > 4.9 for shape in shapes)
+
+
 def test_an_object_outside_the_region_or_of_a_sliver_is_gone():
     image, target = scene(50, 80, (0, 0, 10, 10), (30, 10, 60, 40), (19, 0, 21, 50))
     pixels, left = view(image, target, (20.7, 0.0, 80.0, 50.0), (100, 119))

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional as F
 
+from localmix.models import create_model
 from localmix.reports.cost import cost
 from localmix.tasks.segmentation.upernet import FCNHead, UPerHead, upernet
 
@@ -170,8 +172,39 @@ def test_recomputed_blocks_give_the_same_gradients(backbone):
     assert len(calls) == once
 
 
+def test_logits_are_enlarged_in_float32_under_autocast():
+    net, image = upernet("dwnet_nano", **SMALL), torch.randn(2, 3, 64, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [*net(image), net.eval()(image)]
+    for logits in outputs:
+        assert logits.dtype == torch.float32
+        assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_tables_of_positions_do_not_decay():
     net = upernet("localswin_nano", **SMALL)
     tables = {name for name, _ in net.named_parameters() if name.endswith("relative_position_bias_table")}
     assert net.no_weight_decay() == tables != set()
     assert upernet("resnet10t", **SMALL).no_weight_decay() == set()
+
+
+@pytest.mark.parametrize("backbone", ["localswin_nano", "dwnet_nano", "resnet10t"])
+def test_heads_learn_at_the_full_rate_and_the_backbone_as_in_a_classifier(backbone):
+    def scales(net):
+        rates = {
+            id(p): group["lr_scale"]
+            for group in param_groups_layer_decay(net, layer_decay=0.5)
+            for p in group["params"]
+        }
+        return {name: rates[id(p)] for name, p in net.named_parameters()}
+
+    net = upernet(backbone, **SMALL)
+    found = scales(net)
+    inside = {name.removeprefix(net.prefix): rate for name, rate in found.items() if name.startswith(net.prefix)}
+    assert {rate for name, rate in found.items() if not name.startswith("backbone.")} == {1.0}
+    assert max(inside.values()) == 0.5
+    if backbone == "resnet10t":
+        assert list(inside.values()) == sorted(inside.values())
+    else:
+        classifier = scales(create_model(backbone))
+        assert inside == {name: classifier[name] for name in inside}

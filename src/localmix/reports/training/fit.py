@@ -30,6 +30,8 @@ from localmix.tasks.engine.training import PATIENCE, batches, fit, loaders, new_
 from localmix.tasks.engine.workers import default_workers
 
 CONFIG, RUN = "config.yaml", "run.json"
+FEW = 8
+"""Fewer values are too few for a batch norm: of 2, gradients of a new `dynamic_dwnet_nano` are 50 times those of 4."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -130,6 +132,12 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         f"of {task.images_per_step} images; {len(data.train):,} images ({data}), {len(data.validation):,} for "
         f"validation; {trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
     )
+    seen = record.batches.batch_size * (trainer.world_size if task.sync_batch_norm else 1)
+    if seen < FEW and task.norms_means():
+        say(
+            f"data.batch_size: a batch norm behind a mean over the whole image sees {seen} values at a time, which are "
+            f"too few to be stable; {FEW} or more are better, by larger batches or more processes"
+        )
     if trainer.is_global_zero:
         write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
         write_json(folder / RUN, facts)

@@ -112,7 +112,7 @@ def load_images(
     if data == EMBEDDED:
         return _embedded(img_size or 28)
     if is_shards(data):
-        return _shards(data, img_size or 64, data_root, max_cache_gb)
+        return _shards(data, img_size or 64, data_root, max_cache_gb, announce)
     scheme, _, name = data.partition("/")
     if scheme in SCHEMES and name and not Path(data).exists():
         return _named(data, scheme, name, img_size, data_root, download)
@@ -225,7 +225,7 @@ def _corrupt(root: Path, names: list[str], track: Track) -> dict[str, str]:
         return {name: reason for name, reason in zip(names, defects, strict=True) if reason}
 
 
-def _shards(data: str, size: int, cache: str | None, max_cache_gb: float) -> Images:
+def _shards(data: str, size: int, cache: str | None, max_cache_gb: float, announce: Announce) -> Images:
     source, manifest = open_shards(data, Path(cache) if cache else None, max_cache_gb)
     mean, std = NORMALISATION[3]
     train, validation = (
@@ -233,6 +233,12 @@ def _shards(data: str, size: int, cache: str | None, max_cache_gb: float) -> Ima
         for split in SPLITS
     )
     name = data if is_url(data) else str(Path(data).resolve())
+    stored = manifest.settings.get("size")
+    if stored and stored < size:
+        announce(
+            f"data: the images in {name} were made smaller, to a shorter side of {stored} px: for views of {size} px "
+            "they are enlarged, which costs accuracy"
+        )
     fingerprint = hashlib.sha256(manifest.to_bytes()).hexdigest()
     return Images(name, manifest.classes, size, 3, mean, std, train, validation, fingerprint, skipped=manifest.skipped)
 

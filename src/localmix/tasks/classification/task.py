@@ -43,7 +43,8 @@ class Classification(Task):
         cutmix: alpha of the pasting of one image into another; 0 for none. With both, a coin decides for each batch.
         drop_path_rate: stochastic depth of the last block.
         model_kwargs: further arguments of the net.
-        ema_decay: of the moving average of the weights, which is validated beside them; none by default.
+        ema_decay: of the moving average of the weights, which is validated beside them, at step n at most n / (n + 10);
+            none by default.
         grad_checkpointing: recompute blocks in the backward pass, for less memory.
         compile: by torch.compile.
         channels_last: memory format of images and convolutions.

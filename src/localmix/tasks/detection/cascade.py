@@ -11,7 +11,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generalized_box_iou_loss
 
 from localmix.tasks.detection.cascade_heads import BoxHead, MaskHead, PyramidAlign
-from localmix.tasks.detection.instance_masks import crop_masks
+from localmix.tasks.detection.instance_masks import mask_loss
 from localmix.tasks.detection.targets import Target
 
 
@@ -156,18 +156,10 @@ class Cascade(nn.Module):
         """Binary cross entropy of the mask of an object's own class, the mean over objects and cells."""
         rows = [torch.where(sample.labels > 0)[0] for sample in samples]
         boxes = [sample.boxes[row] for sample, row in zip(samples, rows, strict=True)]
+        matched = [sample.matched[row] for sample, row in zip(samples, rows, strict=True)]
         labels = torch.cat([sample.labels[row] for sample, row in zip(samples, rows, strict=True)])
         logits = self.mask_heads[index](self.mask_align(maps, boxes))
-        if not len(labels):
-            # no object in the batch: every parameter still has a gradient, as processes that wait for it expect
-            return 0 * logits.sum()
-        cells = [
-            crop_masks(target["masks"], sample.matched[row], box, logits.shape[-1])
-            for target, sample, row, box in zip(targets, samples, rows, boxes, strict=True)
-            if len(row)
-        ]
-        own = logits[torch.arange(len(labels), device=labels.device), labels - 1]
-        return F.binary_cross_entropy_with_logits(own, torch.cat(cells))
+        return mask_loss(logits, labels - 1, [target["masks"] for target in targets], matched, boxes)
 
     @torch.no_grad()
     def refine(

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from localmix.arguments import choice, positive
 from localmix.tasks.detection.cascade_heads import PyramidAlign
 from localmix.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from localmix.tasks.detection.feature_pyramid import FeaturePyramid, OnPyramid
+from localmix.tasks.detection.instance_masks import mask_loss
 from localmix.tasks.detection.region_proposals import RATIOS, SCALE, Anchors, RegionProposals
 from localmix.tasks.detection.resizing import Resizing
 from localmix.tasks.detection.targets import Target, check_targets
@@ -143,6 +146,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale)
         levels: Any = backbone.strides[:-1]
         self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
+        self.roi_heads.__class__ = _Heads
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
@@ -181,6 +185,28 @@ class RetinaNet(OnPyramid, torchvision.models.detection.RetinaNet):
             targets = check_targets(images, targets, self.num_classes, masks=False)
             return super().forward(images, [{**target, "labels": target["labels"] - 1} for target in targets])
         return [{**found, "labels": found["labels"] + 1} for found in super().forward(images)]
+
+
+class _Heads(RoIHeads):
+    """torchvision's, with masks to learn from that lie where `paste_masks` puts what was learned.
+
+    torchvision's own lie half a pixel of the image off, up and to the left.
+    """
+
+    def forward(self, features: Any, proposals: Any, image_shapes: Any, targets: Any = None) -> Any:
+        if not self.training:
+            return super().forward(features, proposals, image_shapes)
+        proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        classifier, box_reg = fastrcnn_loss(*self.box_predictor(self.box_head(pooled)), labels, offsets)
+        rows = [torch.where(label > 0)[0] for label in labels]
+        boxes, objects, classes = (
+            [values[row] for values, row in zip(column, rows, strict=True)] for column in (proposals, matched, labels)
+        )
+        heads: Any = self
+        logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, image_shapes)))
+        masks = mask_loss(logits, torch.cat(classes), [target["masks"] for target in targets], objects, boxes)
+        return [], {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": masks}
 
 
 class _Align(PyramidAlign):

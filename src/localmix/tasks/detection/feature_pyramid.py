@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from localmix.models import DWNetBlock, Hierarchy, create_model
-from localmix.tasks.backbone import OnBackbone
+from localmix.models import create_model
+from localmix.tasks.backbone import OnBackbone, norm_of_maps
+
+NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d, "none": nn.Identity}
 
 
 class FeaturePyramid(OnBackbone):
     """Maps of a backbone, a norm on each where the backbone leaves them without, and a pyramid of five levels.
 
-    The nets of this library end their stages with a residual sum, so each map is normed: with a batch norm behind
-    depth-wise convolutions, with a layer norm behind attention and local MLPs, as the official detectors do. Nets
-    of timm are taken as they are. Four maps make four levels, and the fifth is every second position of the fourth;
-    three maps make three, on which two convolutions of stride 2 stand, as RetinaNet has them.
+    Where stages end with a residual sum each map is normed: with a batch norm behind the blocks of DWNets, with a layer
+    norm on other nets that normalise layers, as the official detectors do; see `norm_of_maps`. Four maps make four
+    levels, and the fifth is every second position of the fourth; three maps make three, on which two convolutions of
+    stride 2 stand, as RetinaNet has them.
 
     Args:
         backbone: name of a network that timm knows, with so many feature maps or more, of which the last are used. It
@@ -77,7 +79,7 @@ class FeaturePyramid(OnBackbone):
         top = range(1, 6 - num_maps)
         self.strides: tuple[int, ...] = (*strides, *(2**index * strides[-1] for index in top))
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        norm = _norm(self.body)
+        norm = NORMS[norm_of_maps(self.body)]
         self.norms = nn.ModuleList(norm(channels) for channels in self.channels)
         self.in_chans, self.out_channels = in_chans, out_channels
         extra = LastLevelMaxPool() if num_maps == 4 else LastLevelP6P7(out_channels, out_channels)
@@ -102,10 +104,3 @@ class OnPyramid(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters of two axes or more that are not to decay; those of one axis, norms and biases, never do."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-
-
-def _norm(body: nn.Module) -> Any:
-    """What makes the norm of a map of that backbone."""
-    if not any(isinstance(module, Hierarchy) for module in body.modules()):
-        return nn.Identity
-    return nn.BatchNorm2d if any(isinstance(module, DWNetBlock) for module in body.modules()) else LayerNorm2d

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import roi_align
+
+
+def mask_loss(
+    logits: Tensor, channels: Tensor, masks: Sequence[Tensor], matched: Sequence[Tensor], boxes: Sequence[Tensor]
+) -> Tensor:
+    """Binary cross entropy of the mask of each object's own class, the mean over objects and cells.
+
+    Args:
+        logits: of the boxes of all images, [N, channels, S, S].
+        channels: that of the class of each box, [N].
+        masks: of the objects of each image, see `crop_masks`; likewise `matched` and `boxes`, N in all.
+    """
+    if not len(channels):
+        # no object in the batch: every parameter still has a gradient, as processes that wait for it expect
+        return 0 * logits.sum()
+    images = zip(masks, matched, boxes, strict=True)
+    cells = [crop_masks(*image, logits.shape[-1]) for image in images if len(image[2])]
+    own = logits[torch.arange(len(channels), device=channels.device), channels]
+    return F.binary_cross_entropy_with_logits(own, torch.cat(cells))
 
 
 def crop_masks(masks: Tensor, matched: Tensor, boxes: Tensor, size: int) -> Tensor:

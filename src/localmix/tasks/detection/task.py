@@ -38,7 +38,8 @@ class Detection(Task):
         drop_path_rate: stochastic depth of the last block.
         model_kwargs: further arguments of the backbone.
         detector_kwargs: further arguments of the detector.
-        ema_decay: of the moving average of the weights, which is validated beside them; none by default.
+        ema_decay: of the moving average of the weights, which is validated beside them, at step n at most n / (n + 10);
+            none by default.
         grad_checkpointing: recompute blocks of the backbone in the backward pass, for less memory.
         sync_batch_norm: whether batch norms look at the batches of all processes.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,7 @@ class DetectionViews:
         region = (0.0, 0.0, float(image.width), float(image.height))
         size = fitted(image.height, image.width, shorter, self.max_size)
         if cropped and self.crop_from:
-            between = fitted(image.height, image.width, int(random.choice(self.crop_from)), self.max_size)
+            between = fitted(image.height, image.width, int(random.choice(self.crop_from)), math.inf)
             sides = [
                 int(random.integers(min(side, self.crop_size[0]), min(side, self.crop_size[1]), endpoint=True))
                 for side in between

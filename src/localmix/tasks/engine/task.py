@@ -13,6 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, distributed, nn
 
+from localmix.layers.source import HomogeneousKernel
 from localmix.tasks.engine.sync_batch_norm import synchronise
 from localmix.tasks.engine.weights import load_weights
 
@@ -34,7 +35,8 @@ class Task(lightning.LightningModule):
             in proportion. By default they are not.
         weight_decay: of AdamW.
         layer_decay: factor of the learning rate from a layer to the one in front of it; by default all learn alike.
-        ema_decay: of the moving average of the weights, which is validated beside them; none by default.
+        ema_decay: of the moving average of the weights, which is validated beside them, at step n at most n / (n + 10);
+            none by default.
         grad_checkpointing: recompute blocks in the backward pass, for less memory.
         compile: by torch.compile.
         channels_last: memory format of the convolutions.
@@ -72,7 +74,9 @@ class Task(lightning.LightningModule):
         self.net = net
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
-            self.ema = ModelEmaV3(self.net, decay=ema_decay).requires_grad_(False)
+            # at step n at most n / (n + 10): with the full decay a short run would end near the weights it began with
+            ema = ModelEmaV3(self.net, decay=ema_decay, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
+            self.ema = ema.requires_grad_(False)
         self.images_per_step: int | None = None
         self.skipped = self.configured = False
         self.gradient_norm = torch.zeros(())
@@ -98,6 +102,10 @@ class Task(lightning.LightningModule):
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError if batches of that size cannot be trained on."""
+
+    def norms_means(self) -> bool:
+        """Whether a batch norm follows a mean over the whole image, so that it sees one value of each image."""
+        return any(isinstance(module, HomogeneousKernel) for module in self.net.modules())
 
     def forward(self, images: Any) -> Any:
         return self.net(images)
@@ -145,7 +153,7 @@ class Task(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema and not self.skipped:
-            self.ema.update(self.net)
+            self.ema.update(self.net, step=self.global_step + 1)
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1 and not self.sync_batch_norm:

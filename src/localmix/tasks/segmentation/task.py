@@ -47,7 +47,8 @@ class Segmentation(Task):
         weight_decay: of AdamW.
         warmup_steps: steps of warm-up; by default a tenth of the run, and at most 1500.
         power: of the fall: rates are lr * (1 - step / steps) ** power.
-        layer_decay: factor of the learning rate from a layer to the one in front of it; by default all learn alike.
+        layer_decay: factor of the learning rate from a layer of the backbone to the one in front of it, and from the
+            heads to its last; by default all learn alike.
         drop_path_rate: stochastic depth of the last block of the backbone.
         feature_norm: norm on each map of the backbone: layer, batch or none; by default as official code has it.
         channels: of the decoder.
@@ -55,7 +56,8 @@ class Segmentation(Task):
         auxiliary_weight: of its loss.
         dropout: share of channels that is dropped in front of each classifier.
         model_kwargs: further arguments of the backbone.
-        ema_decay: of the moving average of the weights, which is validated beside them; none by default.
+        ema_decay: of the moving average of the weights, which is validated beside them, at step n at most n / (n + 10);
+            none by default.
         grad_checkpointing: recompute blocks of the backbone in the backward pass, for less memory.
         compile: by torch.compile.
         channels_last: memory format of images and convolutions.
@@ -166,6 +168,9 @@ class Segmentation(Task):
                 "data.batch_size: expected at least 2, since a batch norm follows the mean over the whole image, "
                 f"got {batch_size}"
             )
+
+    def norms_means(self) -> bool:
+        return True  # the decoder pools the last map to one position
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch

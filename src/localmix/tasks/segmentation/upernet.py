@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from localmix.arguments import choice, positive
-from localmix.models import DWNetBlock, create_model
-from localmix.tasks.backbone import OnBackbone
+from localmix.models import create_model
+from localmix.tasks.backbone import OnBackbone, norm_of_maps
 
 FEATURE_NORMS = ("layer", "batch", "none")
 NUM_MAPS = 4
@@ -76,7 +76,7 @@ def upernet(
             f"backbone: expected a network with {NUM_MAPS} feature maps, got {backbone!r}: {error}"
         ) from error
     dims = list(net.feature_info.channels())
-    kind = _norm_of(net) if feature_norm is None else choice("feature_norm", feature_norm, FEATURE_NORMS)
+    kind = norm_of_maps(net) if feature_norm is None else choice("feature_norm", feature_norm, FEATURE_NORMS)
     return UPerNet(
         net,
         [FeatureNorm(kind, dim) for dim in dims],
@@ -85,18 +85,11 @@ def upernet(
     )
 
 
-def _norm_of(backbone: nn.Module) -> str:
-    modules = list(backbone.modules())
-    if any(isinstance(module, DWNetBlock) for module in modules):
-        return "batch"
-    return "layer" if any(isinstance(module, nn.LayerNorm) for module in modules) else "none"
-
-
 class UPerNet(OnBackbone):
     """A backbone, a norm on each of its maps, the decoder, and the auxiliary head.
 
     Image [B, in_chans, H, W] -> logits [B, num_classes, H, W] in evaluation. In training a pair: those, and the logits
-    of the auxiliary head, of the same shape.
+    of the auxiliary head, of the same shape. They are float32 under autocast, too.
     """
 
     def __init__(
@@ -199,7 +192,7 @@ class UPerHead(nn.Module):
             levels.insert(0, lateral(x) + resize(levels[0], x.shape[2:]))
         outputs = [*(conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)), levels[-1]]
         fused = self.fpn_bottleneck(torch.cat([resize(x, levels[0].shape[2:]) for x in outputs], dim=1))
-        return self.conv_seg(self.dropout(fused))
+        return _exact(self.conv_seg(self.dropout(fused)))
 
 
 class FCNHead(nn.Module):
@@ -212,7 +205,15 @@ class FCNHead(nn.Module):
         self.conv_seg = _classifier(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_seg(self.dropout(self.convs(x)))
+        return _exact(self.conv_seg(self.dropout(self.convs(x))))
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """In float32 or finer, also under autocast.
+
+    Enlarged 16 times, a logit has a gradient that is summed over 1024 pixels, which a GPU does in the type of the map.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _classifier(dim: int, num_classes: int) -> nn.Conv2d:

@@ -115,7 +115,7 @@ def run_projected_apply(
     if x.dtype != torch.float32:
         strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
     # the fewer channels a weight serves, the more it costs to write and to read it
-    better = [*strips, *in_parts] if dim < 4 and not transposed else [*in_parts, *strips]
+    better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
     candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
     # maps of about one size share a tile, but not all of them have parts
     problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)

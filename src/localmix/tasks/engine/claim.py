@@ -26,9 +26,12 @@ def claim(folder: Path, *, patience: float = 0.0) -> Generator[None]:
         patience: how long to wait for another process, such as one whose parent was killed and that ends soon [s].
 
     Raises:
-        ValueError: another process is at work there.
+        ValueError: another process is at work there, or it is no folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"output: expected a folder, got {folder}, which is a file") from None
     # Locks of POSIX and not flock: processes that are forked from this one do not have them.
     with (folder / CLAIM).open("w") as file:
         deadline = time.monotonic() + patience

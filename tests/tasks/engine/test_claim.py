@@ -49,7 +49,7 @@ def test_a_killed_process_leaves_no_claim_nor_do_its_children(holder, tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("kept")
     with (
-        pytest.raises(ValueError, match=r"^output: expected a folder, got .*run, which is a file$"),
+        pytest.raises(ValueError, match=r"^output: expected a folder, got .*run, a file$"),
         claim(tmp_path / "run"),
     ):
         pass

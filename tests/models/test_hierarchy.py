@@ -92,6 +92,20 @@ def test_no_name_of_timm_is_registered_again():
     assert out.split() == sorted(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("localswin_nano", {"num_heads": 3}, r"^num_heads: expected a number for each of the 4 stages, got 3$"),
+        ("localnat_nano", {"num_heads": (3, 6)}, r"^num_heads: expected a number .* 4 stages, got \(3, 6\)$"),
+        ("dwnet_nano", {"depths": ()}, r"^depths: expected the blocks of one or more stages, got \(\)$"),
+        ("dwnet_nano", {"drop_path_rate": 1.5}, r"^drop_path_rate: expected at least 0 and below 1, got 1\.5$"),
+    ],
+)
+def test_wrong_arguments_of_a_network_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **options)
+
+
 def test_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"got 'dwnet_tinny'; the nearest are dwnet_tiny"):
         create_model("dwnet_tinny")

@@ -145,6 +145,10 @@ def test_nets_of_timm_stand_beside_those_of_the_mixers(few_images, tmp_path):
         ({"batch_size": 0}, r"batch_size: expected an int of at least 1, got 0"),
         ({"processes": 0}, r"processes: expected an int of at least 1, got 0"),
         ({"lr": 0.0}, r"lr: expected more than 0, got 0.0"),
+        ({"lr": float("inf")}, r"lr: expected more than 0, got inf"),
+        ({"weight_decay": -0.1}, r"weight_decay: expected at least 0, got -0\.1"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate: expected at least 0 and below 1, got 1\.0"),
+        ({"workers": -1}, r"workers: expected at least 0, got -1"),
         ({"device": "tpu"}, r"device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
     ],
 )

@@ -55,6 +55,7 @@ def test_files_with_times(tmp_path, capsys, monkeypatch):
         (["--mixers", "local_mpl"], "mixers: expected known names, got 'local_mpl'; the nearest are local_mlp"),
         (["--task", "detection"], "scaling: expected neither networks nor their options, got ['--task']"),
         (["--device", "tpu"], "device: expected one of"),
+        (["--output", __file__], "output: expected a folder, got"),
     ],
 )
 def test_wrong_requests(arguments, message, capsys):

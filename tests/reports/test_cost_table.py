@@ -87,6 +87,7 @@ def test_a_training_step_of_other_tasks_reaches_every_weight(task, monkeypatch):
         (["dwnet_tony"], "the nearest are"),
         (["dwnet_nano", "--img-size", 0], "img_size: expected at least 1"),
         (["dwnet_nano", "--img-size", 8, 8, 8], "img_size: expected an int or a pair of ints"),
+        (["dwnet_nano", "--output", f"{__file__}/cost.json"], "output: expected a folder, got"),
         (["dwnet_nano", "--batch-size", 0], "batch_size: expected an int of at least 1, got 0"),
         (["dynamic_dwnet_nano", "--batch-size", 1], "batch_size: dynamic_dwnet_nano cannot be trained with 1"),
         (["dwnet_nano", "--output", "cost.txt"], "output: expected a name that ends in .json, got cost.txt"),

@@ -110,6 +110,38 @@ def test_wrong_checkpoint_is_refused(checkpoint, shoe, tmp_path, capsys, how, me
     assert "wrong.ckpt" in captured.err
 
 
+def test_weights_are_those_that_are_asked_for(checkpoint, shoe, tmp_path, capsys):
+    content = load_checkpoint(checkpoint)
+    average = {f"ema.module.{name.removeprefix('net.')}": value for name, value in content["state_dict"].items()}
+    average = {name: torch.zeros_like(value) for name, value in average.items()}  # it knows nothing: 10% each
+    torch.save({**content, "state_dict": {**content["state_dict"], **average}}, tmp_path / "averaged.ckpt")
+
+    def printed(path, *options):
+        assert main(["predict", str(path), str(shoe), *options]) == 0
+        return capsys.readouterr().out
+
+    assert printed(tmp_path / "averaged.ckpt").count(" 10.00%") == 5
+    assert printed(tmp_path / "averaged.ckpt", "--weights", "raw") == printed(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "ema"], "weights: expected"),
+        (["--device", "tpu"], "device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
+        *(
+            ([f"--{name}", value], f"{name.replace('-', '_')}: expected nothing, since the network is one of class")
+            for name, value in {"output": "drawn", "tta": "flip", "scales": "2", "min-score": "0.1"}.items()
+        ),
+    ],
+)
+def test_option_that_cannot_be_followed_is_refused(checkpoint, shoe, capsys, options, message):
+    assert main(["predict", str(checkpoint), str(shoe), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
 def test_top_of_none_is_refused(checkpoint, shoe, capsys):
     assert main(["predict", str(checkpoint), str(shoe), "--top", "0"]) == 2
     assert "top: expected an int of at least 1, got 0" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 
 from localmix import __version__
 from localmix.axes import MIXERS
-from localmix.cli import ablate, bench, cost, detection, evaluation, explanation, report, scenes, segmentation
+from localmix.cli import ablate, bench, cost, evaluation, explanation, prediction, report, scenes
 from localmix.cli.comparison import add_data, add_training, begin
 
 
@@ -49,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         ("fit", "train a network", _add_fit, _fit),
         ("compare", "train the mixers in one network and compare them", _add_compare, _compare),
         ("ablate", "flip one axis of the paper at a time and say what that changes", ablate.add_arguments, ablate.run),
-        ("predict", "classify images or their pixels, or find objects, with a trained network", _add_predict, _predict),
+        (
+            "predict",
+            "classify images or their pixels, or find objects, with a trained network",
+            prediction.add_arguments,
+            prediction.run,
+        ),
         (
             "explain",
             "say where a mixer stands on the axes, or show what networks do to images",
@@ -107,45 +112,6 @@ def _compare(args: argparse.Namespace) -> int:
 
     compare(**{name: value for name, value in vars(args).items() if name not in ("run", "traceback")})
     return 0
-
-
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s)")
-    segmentation.add_views(parser)
-    detection.add_drawing(parser)
-    add = parser.add_argument_group("of segmenters and detectors, which draw what they found").add_argument
-    add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
-    add(
-        "--tta",
-        choices=("none", "flip"),
-        default="none",
-        help="of segmenters: also show the mirror image (%(default)s)",
-    )
-    add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
-    add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
-
-
-def _predict(args: argparse.Namespace) -> int:
-    from localmix.reports.evaluation.tasks import task_of
-
-    task = task_of(args.model)
-    if task != "classification" and args.output is None:
-        raise ValueError("output: expected a folder for the pictures, got none")
-    if task == "detection":
-        from localmix.reports.predict_detection import predict
-
-        options = (*detection.OPTIONS, "output", "weights", "device")
-        return predict(args.model, args.images, **{name: getattr(args, name) for name in options})
-    if task == "segmentation":
-        from localmix.reports.predict_segmentation import predict
-
-        options = (*segmentation.OPTIONS, "output", "tta", "weights", "device")
-        return predict(args.model, args.images, top=args.top, **{name: getattr(args, name) for name in options})
-    from localmix.reports.predict import predict
-
-    return predict(args.model, args.images, top=args.top)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +105,27 @@ def _evaluate(args: argparse.Namespace, split: str) -> int:
 
     task = task_of(args.model)
     options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
-    others = {name for names in OPTIONS.values() for name in names} - set(OPTIONS[task])
-    _leave_out(options, sorted(others), task)
+    leave_out(options, task, OPTIONS, add_arguments)
     import_module(f"localmix.reports.evaluation.{task}").evaluate(split=split, **options)
     return 0
 
 
-def _leave_out(options: dict[str, Any], names: Collection[str], task: str) -> None:
-    """Drop the options of another task, which have to be as they are by default."""
+def leave_out(
+    options: dict[str, Any],
+    task: str,
+    of_tasks: Mapping[str, Sequence[str]],
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """Drop the options of other tasks, which have to be as they are by default.
+
+    Args:
+        options: of a command, by name.
+        task: of the network.
+        of_tasks: the options that not every task has, for each that has them.
+        add_arguments: declares those of the command, on a parser.
+    """
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    for name in names:
+    for name in sorted({name for names in of_tasks.values() for name in names} - set(of_tasks[task])):
         if options.pop(name) != parser.get_default(name):
             raise ValueError(f"{name}: expected nothing, since the network is one of {task}")

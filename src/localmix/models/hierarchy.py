@@ -126,6 +126,10 @@ class Hierarchy(nn.Module):
         super().__init__()
         for name, value in (("in_chans", in_chans), ("embed_dim", embed_dim), ("patch_size", patch_size)):
             arguments.positive(name, value)
+        if not depths:
+            raise ValueError(f"depths: expected the blocks of one or more stages, got {depths!r}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate: expected at least 0 and below 1, got {drop_path_rate}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool

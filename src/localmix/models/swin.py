@@ -15,7 +15,7 @@ from localmix.layers.activation import GELU
 from localmix.layers.channels_last import batch_norm
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.mlp import Mlp
-from localmix.models.registry import NUM_HEADS, build, pretrained_cfg
+from localmix.models.registry import NUM_HEADS, SIZES, build, pretrained_cfg
 
 
 class SwinBlock(nn.Module):
@@ -50,6 +50,16 @@ class SwinBlock(nn.Module):
         return x + self.drop_path2(self.mlp(batch_norm(self.norm2, x)))
 
 
+def _heads(name: str, num_heads: tuple[int, ...] | None, options: dict[str, Any]) -> tuple[int, ...]:
+    """Heads of each stage: those of the size of the network if none are given."""
+    size = name.rsplit("_", 1)[1]
+    stages = len(options.get("depths", SIZES[size]["depths"]))
+    heads = NUM_HEADS[size] if num_heads is None else num_heads
+    if not isinstance(heads, (tuple, list)) or len(heads) < stages:
+        raise ValueError(f"num_heads: expected a number for each of the {stages} stages, got {heads!r}")
+    return tuple(heads)
+
+
 def _localswin(
     name: str,
     pretrained: bool,
@@ -60,7 +70,7 @@ def _localswin(
     impl: str = "auto",
     **kwargs: Any,
 ) -> Hierarchy:
-    heads = NUM_HEADS[name.rsplit("_", 1)[1]] if num_heads is None else num_heads
+    heads = _heads(name, num_heads, kwargs)
     height, width = pair("window_size", window_size)
 
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
@@ -81,7 +91,7 @@ def _localnat(
     impl: str = "auto",
     **kwargs: Any,
 ) -> Hierarchy:
-    heads = NUM_HEADS[name.rsplit("_", 1)[1]] if num_heads is None else num_heads
+    heads = _heads(name, num_heads, kwargs)
 
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
         return NeighborhoodAttention(dim, num_heads=heads[stage], kernel_size=kernel_size, impl=impl)

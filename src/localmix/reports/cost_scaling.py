@@ -31,6 +31,7 @@ from localmix.reports.figure import COLOURS
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 
 BASE = {"kernel": 7, "side": 56, "channels": 96}
 """What stays while one of them grows: the first stage of the tiny networks at 224 pixels."""
@@ -97,6 +98,8 @@ def scaling(
     names = [known("mixers", name, MIXERS) for name in dict.fromkeys(MIXERS if mixers is None else mixers)]
     positive("batch_size", batch_size)
     positive("rounds", rounds)
+    if output is not None:
+        output_folder(output)
     device = known_device(device)
     with Display() as display, threads_of_cpu(threads):
         points = [

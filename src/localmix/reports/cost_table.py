@@ -21,6 +21,7 @@ from localmix.reports.paper import NUM_CLASSES, TASKS
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import throughput
+from localmix.tasks.engine.output import output_folder
 
 Row = dict[str, Any]
 
@@ -75,6 +76,8 @@ def cost_table(
     size = None if img_size is None else pair("img_size", img_size)
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"output: expected a name that ends in .json, got {output}")
+    if output is not None:
+        output_folder(Path(output).parent)
     device = known_device(device)
     with Display() as display, threads_of_cpu(threads):
         subjects = [Subject(name, task, size, classes) for name in dict.fromkeys(models)]

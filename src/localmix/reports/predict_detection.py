@@ -11,6 +11,7 @@ from localmix.reports.evaluation.detector import load_detector
 from localmix.reports.results import write_json
 from localmix.tasks.detection.drawing import draw
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image, to_tensor
 
 
@@ -48,7 +49,7 @@ def predict(
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
     detector, device = load_detector(model, weights), known_device(device)
     detector.net.to(device)
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output).mkdir(parents=True, exist_ok=True)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

@@ -14,6 +14,7 @@ from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.evaluation.segmentation import view_of
 from localmix.reports.evaluation.segmenter import load_segmenter
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image
 from localmix.tasks.segmentation.drawing import draw_with_legend, entries
 from localmix.tasks.segmentation.inference import predict as predicted
@@ -56,7 +57,7 @@ def predict(
     segmenter = load_segmenter(model, weights).changed(short_side=short_side)
     options = view_of(segmenter, **view)
     segmenter.net.to(known_device(device))
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output).mkdir(parents=True, exist_ok=True)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

@@ -6,6 +6,7 @@ A folder holds settings.json, what the run was asked for, and at its end result.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,14 @@ def plan(
         raise ValueError(f"seeds: expected ints of at least 0, got {seeds}")
     positive("epochs", epochs)
     positive("batch_size", batch_size)
-    if not lr > 0:
+    if not 0 < lr < math.inf:
         raise ValueError(f"lr: expected more than 0, got {lr}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: expected at least 0, got {weight_decay}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate: expected at least 0 and below 1, got {drop_path_rate}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers: expected at least 0, got {workers}")
     device = known_device(device)
     cores = cpu_cores()
     if processes is None:

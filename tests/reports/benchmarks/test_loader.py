@@ -68,7 +68,11 @@ def test_other_pixels_are_not_timed(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch": 0}, "batch: expected an int"), ({"batch": 100}, r"batch: expected at most the \d+ images")],
+    [
+        ({"batch": 0}, "batch: expected an int"),
+        ({"batch": 100}, r"batch: expected at most the \d+ images"),
+        ({"output": __file__}, "output: expected a folder, got .*test_loader.py, a file"),
+    ],
 )
 def test_wrong_arguments_are_refused(folder, options, message):
     with pytest.raises(ValueError, match=message):

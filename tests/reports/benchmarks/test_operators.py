@@ -288,13 +288,14 @@ def test_number_of_threads_is_as_before(monkeypatch):
         ({"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
         ({"direction": ["sideways"]}, "direction: expected one of 'forward', 'backward', got 'sideways'"),
         ({"rounds": 0}, "rounds: expected an int of at least 1, got 0"),
+        ({"output": __file__}, "output: expected a folder, got .*test_operators.py, a file"),
         ({"seconds": -1.0}, "seconds: expected at least 0, got -1.0"),
         ({"threads": 0}, "threads: expected an int of at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        bench_operators(**{**SMALL, **arguments}, output=tmp_path / "output")
+        bench_operators(**{**SMALL, "output": tmp_path / "output", **arguments})
     assert not (tmp_path / "output").exists()
 
 

@@ -343,6 +343,7 @@ def test_throughput_by_the_protocol(grey, few_images, monkeypatch):
         (["GREY", "--img-size", "0"], "img_size: expected an int of at least 1, got 0"),
         (["GREY", "--batch-size", "0"], "batch_size: expected an int of at least 1, got 0"),
         (["GREY", "--data", "nowhere"], "data: expected .*got 'nowhere', which does not exist"),
+        (["GREY", "--output", __file__], "output: expected a folder, got .*test_classification.py, a file"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused(grey, garments, few_images, tmp_path, capsys, monkeypatch, arguments, message):
@@ -357,6 +358,11 @@ def test_wrong_requests_are_refused(grey, garments, few_images, tmp_path, capsys
     captured = capsys.readouterr()
     assert re.search(message, captured.err.replace("\n", " ")), captured.err
     assert captured.out == ""
+
+
+def test_a_number_of_workers_below_none_is_refused(grey):
+    with pytest.raises(ValueError, match=r"^workers: expected at least 0, got -1"):
+        evaluate(grey[0], workers=-1)
 
 
 def test_figures_of_a_known_outcome():

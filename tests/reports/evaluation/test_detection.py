@@ -67,6 +67,9 @@ def test_what_cannot_be_done_is_refused(run, data, tmp_path, capsys):
         (["validate", str(run), "--tta", "flip"], "tta: expected nothing, since the network is one of detection"),
         (["validate", str(run), "--data", str(tmp_path)], "data.root: expected one"),
         (["test", str(run)], r"instances_test*.json"),
+        (["validate", str(run), "--workers", "-1"], "workers: expected at least 0, got -1"),
+        (["validate", str(run), "--output", image], "output: expected a folder, got"),
+        (["predict", str(run), image, "--output", image], "output: expected a folder, got"),
     ):
         assert main(command) == 2
         assert complaint in capsys.readouterr().err

@@ -128,6 +128,9 @@ def test_predictions_need_a_folder_and_names_that_differ(segmenter, small_scenes
     assert "output: expected a folder" in capsys.readouterr().err
     assert main(["predict", str(segmenter), image, image, "--output", str(tmp_path)]) == 2
     assert "images: expected names that differ" in capsys.readouterr().err
+    for command in (["predict", str(segmenter), image], ["validate", str(segmenter)]):
+        assert main([*command, "--output", image]) == 2
+        assert "output: expected a folder, got" in capsys.readouterr().err
 
 
 def test_the_task_of_a_model(segmenter, tmp_path):

@@ -112,6 +112,7 @@ def test_points_of_the_space_and_other_networks(photographs, tmp_path):
         ({"models": ["dwnet_nona"]}, r"model: expected the name of a network.*dwnet_nano"),
         ({"models": ["sliding3/shared-positions/groups4/dot-product"]}, r"^positions: "),
         ({"models": ["dwnet_nano"], "weights": "ema"}, r"weights: expected nothing, since dwnet_nano is the name"),
+        ({"output": __file__}, r"output: expected a folder, got .*, a file"),
         ({"layers": [5]}, r"layers: expected a stage of 1 \.\.\. 4 in dwnet_nano, got 5"),
         ({"layers": ["head"]}, r"layers: expected a stage from 1, or one of stages.0.blocks.0.mixer"),
         ({"groups": [24], "layers": [1]}, r"groups: expected mean or one of 0 \.\.\. 23 in stages.0.blocks.1.mixer"),

@@ -139,6 +139,12 @@ def test_too_many_steps_that_are_not_finite_end_the_run_and_keep_the_batch(
     assert all(value.isfinite().all() for value in task.state_dict().values())
 
 
+def test_without_any_argument_the_settings_are_those_by_default():
+    settings, text = parse([])
+    assert (settings.task, settings.model.name, settings.data.root) == ("classification", "dwnet_nano", "fashion_mnist")
+    assert parse(["--task", "classification"])[1] == text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

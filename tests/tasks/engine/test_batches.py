@@ -1,3 +1,4 @@
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -153,8 +154,17 @@ def test_step_larger_than_the_epoch_is_refused():
         EpochBatches(7, 4, seed=0, num_processes=2)
 
 
+@pytest.fixture(params=["fork", "forkserver"])
+def start_method(request):
+    """How processes are started; a process that a fork server has started starts its own by another one."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_leave_the_signal_of_a_scheduler_to_the_run_and_end_for_the_run(few_images):
+def test_workers_leave_the_signal_of_a_scheduler_to_the_run_and_end_for_the_run(few_images, start_method):
     batches = iter(loader(few_images.train, 8, seed=0, workers=1))
     (worker,) = batches._workers
     next(batches)
@@ -162,6 +172,8 @@ def test_workers_leave_the_signal_of_a_scheduler_to_the_run_and_end_for_the_run(
     next(batches)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(60)
-    assert worker.exitcode == 0
+    worker.join(20)
+    status = worker.exitcode
+    worker.kill()  # or the tests would wait for it at their end
+    assert status == 0
     batches._shutdown_workers()

@@ -46,6 +46,16 @@ def test_a_killed_process_leaves_no_claim_nor_do_its_children(holder, tmp_path):
         pass
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("kept")
+    with (
+        pytest.raises(ValueError, match=r"^output: expected a folder, got .*run, a file$"),
+        claim(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "run").read_text() == "kept"
+
+
 def test_patience(holder, tmp_path):
     began = time.monotonic()
     with pytest.raises(ValueError, match="another process"), claim(tmp_path, patience=0.3):

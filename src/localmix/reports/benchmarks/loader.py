@@ -23,6 +23,7 @@ from localmix.tasks.classification.loading import DecodedImages
 from localmix.tasks.classification.shard_reading import is_shards
 from localmix.tasks.classification.views import ImageNetViews, drawn_from, mend_posterize
 from localmix.tasks.engine.batches import EpochBatches, loader
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import read_image
 
 PAPER: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}
@@ -60,6 +61,8 @@ def bench_loader(
     """
     for name, value in {"batch": batch, "images": images, "workers": workers, "rounds": rounds}.items():
         positive(name, value)
+    if output is not None:
+        output_folder(output)
     if not Path(data).is_dir() or is_shards(data):
         raise ValueError(f"data: expected a folder of image files, which timm's loader reads too, got {data!r}")
     ours = load_images(data, img_size=img_size, check=False, announce=lambda text: None)

@@ -26,6 +26,7 @@ from localmix.reports.results import write_json
 from localmix.reports.throughput import images_per_second
 from localmix.tasks.classification.data import EMBEDDED
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.workers import default_workers
 
 AMONG = ("net", "data")
@@ -91,6 +92,10 @@ def evaluate(
     positive("batch_size", batch_size)
     if throughput is not None:
         positive("throughput", throughput)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers: expected at least 0, got {workers}")
+    if output is not None:
+        output_folder(output)
     device = known_device(device)
     trained = load_trained(model, weights=weights, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size)
     view = trained.view.changed(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation)

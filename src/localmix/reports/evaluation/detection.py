@@ -23,6 +23,7 @@ from localmix.tasks.detection.drawing import draw, sheet
 from localmix.tasks.detection.samples import ValidationImages
 from localmix.tasks.engine.batches import loader
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.workers import default_workers
 
 PICTURES = 6
@@ -60,6 +61,10 @@ def evaluate(
         ValueError: an argument is wrong; names it.
     """
     choice("precision", precision, tuple(PRECISIONS))
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers: expected at least 0, got {workers}")
+    if output is not None:
+        output_folder(output)
     device = known_device(device)
     detector = load_detector(model, weights)
     images, root = _images(detector, split, data)

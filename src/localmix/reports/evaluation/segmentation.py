@@ -23,6 +23,7 @@ from localmix.reports.evaluation.segmenter import Segmenter, load_segmenter
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.segmentation import inference
 from localmix.tasks.segmentation.data import fingerprint
 from localmix.tasks.segmentation.drawing import below, comparison
@@ -69,6 +70,8 @@ def evaluate(
         ValueError: an argument is wrong; names it.
     """
     choice("precision", precision, tuple(PRECISIONS))
+    if output is not None:
+        output_folder(output)
     device = known_device(device)
     segmenter = load_segmenter(model, weights).changed(short_side=short_side)
     root = data or segmenter.data

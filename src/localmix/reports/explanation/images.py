@@ -15,6 +15,7 @@ from localmix.reports.explanation.selection import Position, rows_of, shares
 from localmix.reports.explanation.subjects import SHOWCASE, same_size, subjects
 from localmix.reports.results import write_json
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 
 PARTS = ("weights", "connections", "receptive_field", "variation")
 
@@ -67,7 +68,7 @@ def explain_images(
     for name, given in (("images", images), ("positions", positions), ("groups", groups), ("show", show)):
         if not given:
             raise ValueError(f"{name}: expected one or more, got none")
-    folder, files = Path(output), [Path(image) for image in images]
+    folder, files = output_folder(output), [Path(image) for image in images]
     nets = subjects(
         models, weights=weights, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, whole=whole
     )

@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
 def _kind(arguments: Sequence[str]) -> Kind:
     """The task that the arguments name: the rest of their names depends on it."""
     task = "classification"
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument == "--task":
             task = following
         elif argument.startswith("--task="):

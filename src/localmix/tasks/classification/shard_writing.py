@@ -30,6 +30,7 @@ from localmix.tasks.classification.shard_format import (
 from localmix.tasks.classification.shard_progress import Progress, Written, refuse_other
 from localmix.tasks.classification.shard_reading import damaged_chunks
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, decode_image
 
 SAMPLE = 64
@@ -84,7 +85,7 @@ def write_shards(
         tree = hold_out(tree)
     for notice in tree.notices:
         announce(notice)
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output).mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / ".lock", timeout=0)
     try:
         with lock:

@@ -7,6 +7,7 @@ numbers, the number of workers, or an interruption. Where a run stands in its da
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -206,6 +207,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 def _end_for_the_run() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    run: Any = multiprocessing.parent_process()  # under a fork server another process than os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
         continue
     os._exit(0)

@@ -7,6 +7,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from localmix.tasks.engine.output import output_folder
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -26,9 +28,9 @@ def claim(folder: Path, *, patience: float = 0.0) -> Generator[None]:
         patience: how long to wait for another process, such as one whose parent was killed and that ends soon [s].
 
     Raises:
-        ValueError: another process is at work there.
+        ValueError: another process is at work there, or it can be no folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder).mkdir(parents=True, exist_ok=True)
     # Locks of POSIX and not flock: processes that are forked from this one do not have them.
     with (folder / CLAIM).open("w") as file:
         deadline = time.monotonic() + patience

@@ -98,6 +98,8 @@ def test_no_name_of_timm_is_registered_again():
         ("localswin_nano", {"num_heads": 3}, r"^num_heads: expected a number for each of the 4 stages, got 3$"),
         ("localnat_nano", {"num_heads": (3, 6)}, r"^num_heads: expected a number .* 4 stages, got \(3, 6\)$"),
         ("dwnet_nano", {"depths": ()}, r"^depths: expected the blocks of one or more stages, got \(\)$"),
+        ("dwnet_nano", {"num_classes": -1}, r"^num_classes: expected at least 0, got -1$"),
+        ("dwnet_nano", {"mlp_ratio": 0}, r"^mlp_ratio: expected one hidden channel or more of \d+ channels, got 0$"),
         ("dwnet_nano", {"drop_path_rate": 1.5}, r"^drop_path_rate: expected at least 0 and below 1, got 1\.5$"),
     ],
 )

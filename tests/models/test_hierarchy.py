@@ -268,6 +268,16 @@ class TestPyTorch:
         assert losses[-1] < 0.05
 
 
+@pytest.mark.parametrize("traced", [(46, 58), (56, 28)], ids=["padded", "7 divides it"])
+def test_a_backbone_that_pads_exports_for_sizes_with_and_without_padding(traced):
+    net, open_axis = nano("dwnet_nano", depths=(1, 1), pad_to=7), torch.export.Dim.DYNAMIC
+    shapes = {"x": {0: open_axis, 2: open_axis, 3: open_axis}}
+    program = torch.export.export(net, (torch.randn(2, 3, *traced),), dynamic_shapes=shapes).module()
+    for size in ((1, 3, 33, 57), (2, 3, 28, 41), (3, 3, 20, 112), (1, 3, 28, 28)):
+        images = torch.randn(size)
+        torch.testing.assert_close(program(images), net(images), rtol=1e-4, atol=1e-4)
+
+
 def test_every_network_is_exported_by_name():
     assert set(NAMES) <= set(timm.list_models())
     assert localmix.models.Hierarchy is type(create_model("localnat_nano"))

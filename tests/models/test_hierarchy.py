@@ -137,6 +137,12 @@ class TestContractOfTimm:
         maps = net(torch.randn(2, 3, 30, 46))
         assert [tuple(m.shape) for m in maps] == [(2, 24, 15, 23), (2, 192, 2, 3)]
 
+    @pytest.mark.parametrize("depths", [(1, 1), (1, 1, 1, 1, 1)], ids=len)
+    def test_features_of_every_stage_however_many_there_are(self, depths):
+        net = timm.create_model("dwnet_nano", features_only=True, depths=depths).eval()
+        assert net.feature_info.channels() == [24 * 2**stage for stage in range(len(depths))]
+        assert [m.shape[1] for m in net(torch.randn(1, 3, 64, 64))] == net.feature_info.channels()
+
     def test_intermediates(self):
         net, image = nano("dwnet_nano"), torch.randn(1, 3, 28, 20)
         final, maps = net.forward_intermediates(image)

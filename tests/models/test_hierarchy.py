@@ -153,6 +153,12 @@ class TestContractOfTimm:
         maps = net(torch.randn(2, 3, 30, 46))
         assert [tuple(m.shape) for m in maps] == [(2, 24, 15, 23), (2, 192, 2, 3)]
 
+    @pytest.mark.parametrize("depths", [(1, 1), (1, 1, 1, 1, 1)], ids=len)
+    def test_features_of_every_stage_however_many_there_are(self, depths):
+        net = timm.create_model("dwnet_nano", features_only=True, depths=depths).eval()
+        assert net.feature_info.channels() == [24 * 2**stage for stage in range(len(depths))]
+        assert [m.shape[1] for m in net(torch.randn(1, 3, 64, 64))] == net.feature_info.channels()
+
     def test_intermediates(self):
         net, image = nano("dwnet_nano"), torch.randn(1, 3, 28, 20)
         final, maps = net.forward_intermediates(image)
@@ -282,6 +288,16 @@ class TestPyTorch:
                 break
         assert losses[0] > 1.5
         assert losses[-1] < 0.05
+
+
+@pytest.mark.parametrize("traced", [(46, 58), (56, 28)], ids=["padded", "7 divides it"])
+def test_a_backbone_that_pads_exports_for_sizes_with_and_without_padding(traced):
+    net, open_axis = nano("dwnet_nano", depths=(1, 1), pad_to=7), torch.export.Dim.DYNAMIC
+    shapes = {"x": {0: open_axis, 2: open_axis, 3: open_axis}}
+    program = torch.export.export(net, (torch.randn(2, 3, *traced),), dynamic_shapes=shapes).module()
+    for size in ((1, 3, 33, 57), (2, 3, 28, 41), (3, 3, 20, 112), (1, 3, 28, 28)):
+        images = torch.randn(size)
+        torch.testing.assert_close(program(images), net(images), rtol=1e-4, atol=1e-4)
 
 
 def test_every_network_is_exported_by_name():

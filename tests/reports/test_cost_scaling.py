@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from matplotlib.axes import Axes
 
 from localmix.axes import MIXERS
 from localmix.cli import main
@@ -41,7 +42,15 @@ def test_files_with_times(tmp_path, capsys, monkeypatch):
     growth = {"kernel": (3, 5), "side": (7, 14), "channels": (32, 64)}
     monkeypatch.setattr("localmix.reports.cost_scaling.GROWTH", growth)
     monkeypatch.setattr("localmix.reports.cost_scaling.BASE", {"kernel": 3, "side": 7, "channels": 32})
-    assert main(["cost", "--scaling", "--throughput", "--mixers", "local_mlp", "--output", str(tmp_path)]) == 0
+    labels = []
+    named = Axes.set_ylabel
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, *a, **k: (labels.append(a[0]), named(self, *a, **k)))
+    options = ["--throughput", "--batch-size", "3", "--mixers", "local_mlp"]
+    assert main(["cost", "--scaling", *options, "--output", str(tmp_path)]) == 0
+    assert [label for label in labels if label] == [
+        "multiply-adds of one image [millions]",
+        "time of a forward pass, batch 3 [ms]",
+    ]
     written = json.loads((tmp_path / "results.json").read_text())
     assert set(written["exponents"]) == {"macs", "ms"} and list(written["exponents"]["ms"]) == ["local_mlp"]
     assert all(row["ms"] > 0 for row in written["rows"])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from localmix.cli import main
@@ -137,3 +138,20 @@ def test_folder_of_runs_is_answered_with_the_runs(tmp_path):
 def test_wrong_arguments_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         curves([run(tmp_path / "run")], **{"output": tmp_path / "curves.png", **options})
+
+
+def test_runs_are_told_apart_without_colours(tmp_path, monkeypatch):
+    figures = []
+    save = FigureCanvasAgg.print_png
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda self, file: (figures.append(self.figure), save(self, file))
+    )
+    curves([run(tmp_path / f"net{i}", 60) for i in range(8)], tmp_path / "curves.png")
+    loss, score, _ = figures[0].axes
+    (legend,) = figures[0].legends
+    for lines in (
+        [line for line in loss.lines if line.get_alpha() is None and line.get_linestyle() == "-"],
+        [line for line in score.lines if line.get_linestyle() == "-"],
+        legend.get_lines(),
+    ):
+        assert len({line.get_marker() for line in lines}) == len(lines) == 8

@@ -45,3 +45,20 @@ def test_labels_overlap_neither_each_other_nor_the_points(tmp_path, monkeypatch,
         assert not any(label.contains(*point) for label in labels for point in points)
         inside = axes.get_window_extent()
         assert all(inside.x0 <= b.x0 and b.x1 <= inside.x1 and inside.y0 <= b.y0 and b.y1 <= inside.y1 for b in labels)
+
+
+def legend_of(shown, tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    draw(shown, tmp_path / "figure.png", title="title", note="note")
+    (legend,) = figures[0].legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_a_net_that_is_not_on_the_axes_is_called_neither_static_nor_dynamic(tmp_path, monkeypatch):
+    sliding, *_ = rows(0.85, None)
+    other = {**sliding, "title": "resnet18", "connectivity": None, "dynamics": None}
+    words = ["sliding neighborhood", "weights computed from the input", "weights are parameters"]
+    assert legend_of([sliding, other], tmp_path, monkeypatch) == [*words, "not one of the mixers"]
+    assert legend_of([other, {**other, "title": "resnet34"}], tmp_path, monkeypatch) == ["not one of the mixers"]

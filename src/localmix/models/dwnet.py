@@ -71,7 +71,8 @@ class DWNetBlock(nn.Module):
         y = relu(batch_norm(self.norm2, self.mixer(y)))
         y = batch_norm(self.norm3, self.conv2(y))
         if self.pad_to > 1:
-            y = y[:, : x.shape[1], : x.shape[2]]
+            # not a slice, whose strides an exported graph would take for those of a map that is padded, at any size
+            y = F.pad(y, (0, 0, 0, -right, 0, -bottom))
         x = x + self.drop_path1(y)
         return x + self.drop_path2(self.mlp(batch_norm(self.norm4, x)))
 

@@ -51,8 +51,8 @@ def build(
     name: str, mixer: MixerFactory, block: Callable[..., nn.Module], pretrained: bool, **kwargs: Any
 ) -> Hierarchy:
     """The network `name` (its last word is the size) with that mixer and block."""
-    size = SIZES[name.rsplit("_", 1)[1]]
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
+    options = {**SIZES[name.rsplit("_", 1)[1]], **kwargs}
+    out_indices = options.pop("out_indices", tuple(range(len(options["depths"]))))
     return build_model_with_cfg(
         Hierarchy,
         name,
@@ -61,5 +61,5 @@ def build(
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         mixer=mixer,
         block=block,
-        **{**size, **kwargs},
+        **options,
     )

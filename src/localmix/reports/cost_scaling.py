@@ -43,7 +43,10 @@ LABELS = {
 }
 HEAD_DIM, NUM_GROUPS = 32, 32
 """Channels of a head; groups of the inhomogeneous convolution and the local MLP."""
-QUANTITIES = {"macs": ("multiply-adds of one image [millions]", 1e-6), "ms": ("time of a forward pass [ms]", 1.0)}
+QUANTITIES = {
+    "macs": ("multiply-adds of one image [millions]", 1e-6),
+    "ms": ("time of a forward pass, batch {batch_size} [ms]", 1.0),
+}
 
 _MAKE: dict[str, Callable[[int, int], nn.Module]] = {
     "depthwise_convolution": lambda c, k: layers.DepthwiseConv(c, kernel_size=k),
@@ -198,7 +201,7 @@ def draw(results: dict[str, Any], file: IO[bytes]) -> None:
                 own = [r for r in results["rows"] if (r["mixer"], r["axis"]) == (name, axis)]
                 axes.plot([r[axis] for r in own], [scale * r[quantity] for r in own], **_style(name))
             _finish(axes, axis, results["exponents"][quantity])
-        row[0].set_ylabel(label)
+        row[0].set_ylabel(label.format(**results["settings"]))
     base = ", ".join(
         f"{LABELS[axis].partition(' [')[0]} {size}" for axis, size in results["settings"]["base"].items()
     )  # fmt: skip

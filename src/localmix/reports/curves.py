@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""
 SCORES = {"top1": "top-1", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 """What a validation finds, `val_*` and `val_ema_*`, of one task or another, and how it is called."""
+MARKERS = "osD^vPX*"
+"""Of the runs, for whoever sees no colours."""
 POINTS = 2000
 """So many of a run's steps are drawn; of more, the least and the largest of each stretch."""
 
@@ -64,24 +66,29 @@ def draw(runs: dict[str, Metrics], file: IO[bytes], *, smooth: int | None = None
     handles, drawn = [], set()
     for number, (name, metrics) in enumerate(runs.items()):
         colour, style = COLOURS[number % len(COLOURS)], ("-", (0, (5, 1.5)))[number // len(COLOURS) % 2]
-        handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=name))
+        mark: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5.5}
+        # a mark in each tenth of a panel, at places of its own for each run
+        apart: dict[str, Any] = {**mark, "markevery": (0.1 * number / len(runs), 0.1)}
+        handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=name, **mark))
         steps, losses = metrics.points("loss")
         # beneath all thick lines, and the more runs there are the paler
         loss.plot(*_outline(steps, losses), color=colour, alpha=max(0.06, 0.3 / len(runs)), linewidth=0.6, zorder=1)
         window = smooth or max(1, len(losses) // PARTS)
-        loss.plot(*_outline(steps, moving_mean(losses, window)), color=colour, linestyle=style, linewidth=1.8)
-        for axes, column, scale, marker in (
-            (loss, "val_loss", 1, "o"),
-            *((accuracy, f"val_{score}", 100, "o") for score in SCORES),
-            *((accuracy, f"val_ema_{score}", 100, "^") for score in SCORES),
+        loss.plot(*_outline(steps, moving_mean(losses, window)), color=colour, linestyle=style, linewidth=1.8, **apart)
+        for axes, column, scale, line in (
+            (loss, "val_loss", 1, ":"),
+            *((accuracy, f"val_{score}", 100, style) for score in SCORES),
+            *((accuracy, f"val_ema_{score}", 100, ":") for score in SCORES),
         ):
             steps, values = metrics.points(column)
             if len(steps):
                 drawn.add(column)
                 # few points are shown as such, many are a line
-                marks = {"marker": marker, "markersize": 4} if len(steps) <= 15 else {}
-                line = ":" if axes is loss or marker == "^" else style
-                axes.plot(steps, scale * values, color=colour, linestyle=line, linewidth=1.3, **marks)
+                marks = mark if len(steps) <= 15 else apart
+                face = "white" if line == ":" else colour
+                axes.plot(
+                    steps, scale * values, color=colour, linestyle=line, linewidth=1.3, markerfacecolor=face, **marks
+                )
         rate.plot(*metrics.points("lr"), color=colour, linestyle=style, linewidth=1.5)
     _finish(loss, "loss" + (" (dotted: validation)" if "val_loss" in drawn else ""))
     scores = [title for score, title in SCORES.items() if {f"val_{score}", f"val_ema_{score}"} & drawn]

@@ -70,7 +70,8 @@ def _stages(network: str) -> str:
     for index, x in enumerate(maps):
         assert isinstance(x, Tensor)
         mixers = [module for module in model.stages[index].modules() if isinstance(module, Mixer)]
-        _, weight = mixers[0].source(torch.empty_like(x), mixers[0].connectivity)
+        padded = mixers[0].connectivity.pad(torch.empty_like(x))  # the weights of its cost, see cost_by_module
+        _, weight = mixers[0].source(padded, mixers[0].connectivity)
         one, whole = costs[f"stages.{index}.blocks.0.mixer"], costs[f"stages.{index}"]
         rows.append(
             (

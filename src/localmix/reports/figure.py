@@ -19,6 +19,8 @@ from matplotlib.transforms import Bbox
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 MARKERS = {"sliding": "o", "window": "s"}
+OFF_THE_AXES = "D"
+"""Marker of a net that does not stand on the axes of the paper."""
 LABEL_SIZE = 9.0
 
 
@@ -37,7 +39,9 @@ def draw(rows: list[dict[str, Any]], path: Path, *, title: str, note: str) -> No
     left.set_ylabel("top-1 accuracy [%]")
     left.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    legend = figure.legend(**_legend(rows), loc="outside lower center", ncols=4, frameon=False, title=note)
+    entries = _legend(rows)
+    columns = 4 if len(entries["labels"]) <= 4 else 3
+    legend = figure.legend(**entries, loc="outside lower center", ncols=columns, frameon=False, title=note)
     legend.get_title().set(fontsize=8, color="#555555")
     canvas.draw()
     # The layout is final now: labels are placed in pixels and must not move it.
@@ -126,11 +130,11 @@ def _darker(colour: str) -> tuple[float, float, float]:
 
 
 def _marker(row: dict[str, Any]) -> str:
-    return MARKERS.get(str(row["connectivity"]).split(",")[0], "D")
+    return MARKERS.get(str(row["connectivity"]).split(",")[0], OFF_THE_AXES)
 
 
 def _legend(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What shape and filling mean: the axes of the paper."""
+    """What shape and filling mean: the axes of the paper; of a net that is not on them they say that alone."""
     used = {_marker(row) for row in rows}
     names = {marker: name for name, marker in MARKERS.items() if marker in used}
     style: dict[str, Any] = {"color": "#555555", "linestyle": "none", "markersize": 8, "markeredgewidth": 1.5}
@@ -138,15 +142,13 @@ def _legend(rows: list[dict[str, Any]]) -> dict[str, Any]:
         [Line2D([], [], marker=marker, fillstyle=fill, markerfacecoloralt="white", **style) for marker in names]
         for fill in ("left", "full", "none")
     )
-    return {
-        "handles": [*half, tuple(full), tuple(empty)],
-        "labels": [
-            *(f"{name} neighborhood" for name in names.values()),
-            "weights computed from the input",
-            "weights are parameters",
-        ],
-        "handler_map": {tuple: HandlerTuple(ndivide=None)},
-    }
+    entries: list[tuple[Any, str]] = [(h, f"{name} neighborhood") for h, name in zip(half, names.values(), strict=True)]
+    if names:
+        entries += [(tuple(full), "weights computed from the input"), (tuple(empty), "weights are parameters")]
+    if OFF_THE_AXES in used:
+        entries.append((Line2D([], [], marker=OFF_THE_AXES, **style), "not one of the mixers"))
+    handles, labels = zip(*entries, strict=True)
+    return {"handles": handles, "labels": labels, "handler_map": {tuple: HandlerTuple(ndivide=None)}}
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

@@ -135,3 +135,20 @@ def test_figure_is_as_wide_as_a_page_and_nothing_in_it_overlaps(tmp_path, monkey
     boxes = [axes.get_tightbbox() for axes in panels]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(box.x0 >= 0 and box.x1 <= 1440 for box in boxes)
+
+
+def test_a_point_that_was_not_tested_is_not_drawn_as_one_that_was(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    ties = [value + 0.05 for value in BASE]
+    for top1, kinds in (
+        ({"seven": BASE[:1], "nine": NULL[:1]}, ["not tested"]),
+        (
+            {"seven": BASE, "three": WORSE, "nine": NULL, "five": ties},
+            ["distinguishable from the baseline", "not distinguishable", "not tested"],
+        ),
+    ):
+        draw(results(study("size", **top1)), tmp_path / "figure.png", title="t", note="n")
+        (legend,) = figures.pop().legends
+        assert [text.get_text() for text in legend.get_texts()] == [*kinds, "baseline"]

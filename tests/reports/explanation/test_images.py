@@ -44,6 +44,8 @@ def test_all_parts_of_two_networks(photographs, tmp_path, capsys):
     ]
     assert not re.search(r'src="(?!data:)|https?://', page), "the page needs no other file"
     assert "Random weights, as before training: dynamic_dwnet_nano, localswin_nano" in page
+    for where in ("x = 27, y = 6", "x = 3, y = 29"):  # a pixel is called what it was asked for
+        assert f"{where} of 30 × 30 pixels" in page
     for name in facts["pictures"]:
         pixels = np.asarray(Image.open(tmp_path / name).convert("L"), float)
         assert pixels.shape[1] > 500

@@ -78,6 +78,18 @@ def test_timm_loads_the_same_net(run, tmp_path, weights):
     assert list(net.pretrained_cfg["label_names"]) == CLASSES
 
 
+def test_weights_that_training_began_with_are_not_fetched_again(small_run, tmp_path):
+    """`model_kwargs: {pretrained: true}` stands in the checkpoint: what is loaded is in it, too."""
+    content = load_checkpoint(small_run / "checkpoint.ckpt")
+    content["hyper_parameters"]["model_kwargs"] = {"pretrained": True, "window_size": 7}
+    save_checkpoint(content, small_run / "checkpoint.ckpt")
+    publish(small_run, tmp_path / "net")
+    arguments = json.loads((tmp_path / "net/config.json").read_text())["model_args"]
+    assert arguments["window_size"] == 7 and "pretrained" not in arguments
+    net = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
+    assert torch.equal(net.state_dict()["norm.bias"], content["state_dict"]["net.norm.bias"])
+
+
 def test_card_says_what_the_net_is(run, tmp_path):
     folder, raw, _ = run
     publish(folder, tmp_path / "net", license="cc-by-4.0")

@@ -16,8 +16,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from localmix.reports.figure import COLOURS
 from localmix.tasks.engine.checkpoint import write_atomically
 
-TOLD, OPEN = COLOURS[1], COLOURS[0]
-"""Vermillion: distinguishable; blue: not."""
+KINDS: dict[bool | None, tuple[str, dict[str, Any]]] = {
+    True: ("distinguishable from the baseline", {"marker": "o", "color": COLOURS[1]}),
+    False: ("not distinguishable", {"marker": "o", "color": COLOURS[0], "markerfacecolor": "white"}),
+    None: ("not tested", {"marker": "x", "color": "#555555"}),
+}
+"""What is said of a point, by whether it is distinguishable, and how it is drawn."""
 WIDTH = 7.2
 """Of the figure [inches]: a page."""
 
@@ -38,14 +42,15 @@ def draw(results: dict[str, Any], path: Path, *, title: str, note: str) -> None:
     for axes in grid.flat[len(studies) :]:
         axes.set_visible(False)
     figure.suptitle(fill(title, 90), fontsize=9, fontweight="bold")
-    style: dict[str, Any] = {"linestyle": "none", "markersize": 5, "markeredgewidth": 1.2}
+    drawn = {p["distinguishable"] for study in studies for p in study["points"] if p["label"] != study["baseline"]}
     handles = [
-        Line2D([], [], marker="o", color=TOLD, label="distinguishable from the baseline", **style),
-        Line2D([], [], marker="o", color=OPEN, markerfacecolor="white", label="not distinguishable", **style),
-        Line2D([], [], color="#555555", linewidth=1.0, linestyle=(0, (4, 2)), label="baseline"),
+        Line2D([], [], label=label, linestyle="none", markersize=5, markeredgewidth=1.2, **style)
+        for kind, (label, style) in KINDS.items()
+        if kind in drawn
     ]
+    handles.append(Line2D([], [], color="#555555", linewidth=1.0, linestyle=(0, (4, 2)), label="baseline"))
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8, title=lines, title_fontsize=6.5
+        handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8, title=lines, title_fontsize=6.5
     )
     legend.get_title().set(color="#555555", ha="center", multialignment="center")
     canvas.draw()
@@ -60,20 +65,19 @@ def _panel(axes: Axes, study: dict[str, Any]) -> None:
         if point["label"] == study["baseline"]:
             axes.plot(0, place, marker="|", markersize=9, color="#555555", markeredgewidth=1.6)
             continue
-        middle, told = 100 * point["difference"], point["distinguishable"]
+        middle = 100 * point["difference"]
         interval = point["difference_interval"]
         low, high = [100 * end for end in interval] if interval else (middle, middle)
         axes.errorbar(
             middle,
             place,
             xerr=[[middle - low], [high - middle]] if interval else None,
-            fmt="o",
-            color=TOLD if told else OPEN,
-            markerfacecolor=TOLD if told else "white",
+            linestyle="none",
             markersize=4.5,
             markeredgewidth=1.2,
             elinewidth=1.2,
             capsize=2.5,
+            **KINDS[point["distinguishable"]][1],
         )
     axes.axvline(0, color="#555555", linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
     baseline = next(point for point in points if point["label"] == study["baseline"])

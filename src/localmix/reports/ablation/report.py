@@ -113,7 +113,7 @@ def paragraph(study: dict[str, Any]) -> str:
             f"Distinguishable from it {rule}: "
             + "; ".join(
                 f"{point['label']}, {'better' if point['difference'] > 0 else 'worse'} by "
-                f"{100 * abs(point['difference']):.2f} points ({_range(point)}, p {_p(point['p_holm'])})"
+                f"{100 * abs(point['difference']):.2f} points ({_range(point)}, p {p_value(point['p_holm'])})"
                 for point in told
             )
             + "."
@@ -165,8 +165,8 @@ def _cells(point: dict[str, Any], study: dict[str, Any]) -> list[str]:
         against = [
             _points(point["difference"], unit=False),
             _range(point, words=False) if spread else "-",
-            _p(point["p"]),
-            _p(point["p_holm"]),
+            p_value(point["p"]),
+            p_value(point["p_holm"]),
             "not tested" if told is None else "yes" if told else "no",
         ]
     return [
@@ -195,7 +195,12 @@ def _signed(value: float) -> str:
     return "0.00" if text in ("+0.00", "−0.00") else text
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """For people: a p value is never zero.
+
+    >>> p_value(0.25), p_value(0.00004), p_value(None)
+    ('0.250', '<0.001', '-')
+    """
     if value is None:
         return "-"
     return f"{value:.3f}" if value >= 0.001 else "<0.001"

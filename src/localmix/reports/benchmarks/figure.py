@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from localmix.reports.benchmarks.report import setting
 from localmix.reports.figure import COLOURS
@@ -53,12 +53,13 @@ def _dots(axes: Axes, rows: list[Row], value: str, series: Any, names: list[str]
     lines = list(dict.fromkeys(map(_line, rows)))
     for row in rows:
         number = directions.index(row["direction"]) if directions else 0
-        colour = COLOURS[names.index(series(row)) % len(COLOURS)]
+        place = names.index(series(row))
+        colour = COLOURS[place % len(COLOURS)]
         axes.plot(
             row[value],
             lines.index(_line(row)) + 0.12 * (2 * number - len(directions[1:])),
             marker=MARKERS[number],
-            markersize=6,
+            markersize=_size(place, len(names)),
             color=colour,
             markerfacecolor=colour if row["is_ours"] else "white",
             markeredgewidth=1.3,
@@ -71,6 +72,8 @@ def _dots(axes: Axes, rows: list[Row], value: str, series: Any, names: list[str]
     axes.set_xscale("log")
     if value == "over_floor":
         axes.axvline(1, color="#555555", linewidth=1)
+    # also where less than a decade is shown, which has one power of ten
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#DDDDDD", linewidth=0.6)
@@ -91,12 +94,25 @@ def _mode(row: Row) -> str:
     return row["implementation"]
 
 
+def _size(place: int, count: int) -> float:
+    """Of the marks of one of several series, for whoever sees no colours [points]."""
+    return 6.0 if count == 1 else 8.0 - 5.0 * place / (count - 1)
+
+
 def _legend(names: list[str], directions: list[str]) -> list[Line2D]:
-    style: dict[str, Any] = {"linestyle": "none", "markersize": 6}
-    grey: dict[str, Any] = {**style, "color": "#555555", "markeredgewidth": 1.3}
+    style: dict[str, Any] = {"linestyle": "none"}
+    grey: dict[str, Any] = {**style, "color": "#555555", "markersize": 6, "markeredgewidth": 1.3}
     return [
         *(
-            Line2D([], [], marker="s", color=COLOURS[i % len(COLOURS)], label=name, **style)
+            Line2D(
+                [],
+                [],
+                marker="s",
+                markersize=_size(i, len(names)),
+                color=COLOURS[i % len(COLOURS)],
+                label=name,
+                **style,
+            )
             for i, name in enumerate(names)
         ),
         *(Line2D([], [], marker=MARKERS[i], label=name, **grey) for i, name in enumerate(directions)),

@@ -127,7 +127,8 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
     kind, weights_of_net = weights_in(content, path, weights)
     try:
         classes = [str(name) for name in facts["classes"]]
-        options = dict(facts.get("model_kwargs") or {})
+        # the weights that training began with are not fetched again, here or by who loads what is published
+        options = {name: value for name, value in (facts.get("model_kwargs") or {}).items() if name != "pretrained"}
         net: Any = create_model(facts["model"], num_classes=len(classes), in_chans=facts["in_chans"], **options)
         net.load_state_dict(weights_of_net)
         view = _validated(facts, content.get("run", {}).get("settings", {}))

@@ -54,11 +54,13 @@ class Shown:
         return [heading(n.label, "" if "/" in n.trained.name else n.title, n.is_random) for n in self.nets]
 
     def where(self, position: Position, image: int) -> tuple[tuple[float, float], str]:
-        """x, y of a position [pixels], and the same in words."""
+        """x, y of a position [pixels], and the pixel that it lies in in words."""
         height, width = self.sizes[image]
         x, y = shares(position, height, width)
         x, y = x * width, y * height
-        return (x, y), f"x = {x:.0f}, y = {y:.0f} of {width} × {height} pixels"
+        # not rounded: the middle of pixel 113 lies at 113.5
+        column, row = min(int(x), width - 1), min(int(y), height - 1)
+        return (x, y), f"x = {column}, y = {row} of {width} × {height} pixels"
 
 
 class Sheet:

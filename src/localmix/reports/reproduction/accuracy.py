@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from localmix.reports.ablation.effort import effort
+from localmix.reports.ablation.report import p_value
 from localmix.reports.metrics import read_metrics
 from localmix.reports.paper import DATA, PAPER
 from localmix.reports.reproduction.found import Found, origin, picture
@@ -117,7 +118,7 @@ def _ablation(found: Found) -> list[Block]:
                         _interval(point["top1_interval"]),
                         Cell("baseline") if is_baseline else f"{100 * point['difference']:+.2f}",
                         "-" if is_baseline else _interval(point["difference_interval"], "+"),
-                        "-" if is_baseline or point["p_holm"] is None else f"{point['p_holm']:.3f}",
+                        "-" if is_baseline else p_value(point["p_holm"]),
                     ),
                     Mark.HERE,
                 )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from localmix.reports.paper import NUM_CLASSES, paper_row
+from localmix.reports.paper import NUM_CLASSES, SIZES, paper_row
 from localmix.reports.reproduction.found import Content, Found
 from localmix.reports.reproduction.page import Block
 from localmix.reports.reproduction.sections import SECTIONS, section
@@ -31,13 +31,17 @@ def blocks(found: Found) -> list[Block]:
 
 
 def score(found: Found) -> tuple[tuple[str, str], tuple[float, ...]] | None:
-    """Its place in the paper's tables, (task, network), and what it reached there; None if it is none of those."""
+    """Its place in the paper's tables, (task, network), and what it reached there; None if it is none of those.
+
+    The paper's are of images of 224 pixels, each seen once.
+    """
     if found.kind != "evaluation":
         return None
     content = found.content
     row = paper_row("classification", content["model"]["name"])
     of_imagenet = content["data"]["classes"] == NUM_CLASSES["classification"]
-    if row is None or not of_imagenet or content["images"] != IMAGENET_VALIDATION:
+    as_the_paper = tuple(content["view"]["size"]) == SIZES["classification"] and content["settings"]["tta"] == "none"
+    if row is None or not of_imagenet or not as_the_paper or content["images"] != IMAGENET_VALIDATION:
         return None
     return ("classification", row.networks[0]), (100 * content["top1"],)
 

@@ -6,6 +6,7 @@ and what came.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -32,6 +33,20 @@ def positive(name: str, value: int) -> int:
     """`value`, which must be an int of at least 1."""
     if not _is_integer(value) or value < 1:
         raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """`value`, which must be a finite number of at least 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected at least 0, got {value}")
+    return value
+
+
+def share(name: str, value: float) -> float:
+    """`value`, which must be at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected at least 0 and below 1, got {value}")
     return value
 
 

@@ -128,12 +128,10 @@ class Hierarchy(nn.Module):
             arguments.positive(name, value)
         if not depths:
             raise ValueError(f"depths: expected the blocks of one or more stages, got {depths!r}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes: expected at least 0, got {num_classes}")
+        arguments.not_negative("num_classes", num_classes)
         if embed_dim * mlp_ratio < 1:
             raise ValueError(f"mlp_ratio: expected one hidden channel or more of {embed_dim} channels, got {mlp_ratio}")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate: expected at least 0 and below 1, got {drop_path_rate}")
+        arguments.share("drop_path_rate", drop_path_rate)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool

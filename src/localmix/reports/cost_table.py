@@ -74,9 +74,9 @@ def cost_table(
     if isinstance(img_size, Sequence):
         img_size = (img_size[0], img_size[-1]) if len(img_size) in (1, 2) else pair("img_size", tuple(img_size))  # ty: ignore[invalid-argument-type] -- it refuses
     size = None if img_size is None else pair("img_size", img_size)
-    if output is not None and Path(output).suffix != ".json":
-        raise ValueError(f"output: expected a name that ends in .json, got {output}")
     if output is not None:
+        if Path(output).suffix != ".json":
+            raise ValueError(f"output: expected a name that ends in .json, got {output}")
         output_folder(Path(output).parent)
     device = known_device(device)
     with Display() as display, threads_of_cpu(threads):

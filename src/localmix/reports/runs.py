@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmix.arguments import positive
+from localmix.arguments import not_negative, positive, share
 from localmix.models import create_model
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.cost import Cost, cost
@@ -83,12 +83,10 @@ def plan(
     positive("batch_size", batch_size)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr: expected more than 0, got {lr}")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay: expected at least 0, got {weight_decay}")
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate: expected at least 0 and below 1, got {drop_path_rate}")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers: expected at least 0, got {workers}")
+    not_negative("weight_decay", weight_decay)
+    share("drop_path_rate", drop_path_rate)
+    if workers is not None:
+        not_negative("workers", workers)
     device = known_device(device)
     cores = cpu_cores()
     if processes is None:

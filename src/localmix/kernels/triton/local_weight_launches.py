@@ -170,10 +170,9 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
 
 def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:
     """Projection with the bias as one more column, and zeros up to a block of features."""
-    lines, rank = projection.shape
     columns = [projection] if bias is None else [projection, bias.unsqueeze(1)]
-    rest = _block_of_rank(rank + len(columns) - 1) - rank - len(columns) + 1
-    return torch.cat([*columns, projection.new_zeros(lines, rest)], 1) if len(columns) > 1 or rest else projection
+    rank = sum(column.shape[1] for column in columns)
+    return torch.cat([*columns, projection.new_zeros(len(projection), _block_of_rank(rank) - rank)], 1)
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -209,10 +208,11 @@ def _tiles_by_rows(
         return []
     columns = min((8, 4), key=lambda size: tuning.cdiv(width, size) * size)
     # other matrix units have all factors of a column of the kernel in registers too
-    sizes, most_sizes = [], ((16, 2), (16, 1))
+    possible = ((16, 2), (16, 1))
     if is_hopper:
-        most_sizes = ((32, 4), (32, 3), (32, 2), (16, 4), *most_sizes)
-    for weights, rows in most_sizes:
+        possible = ((32, 4), (32, 3), (32, 2), (16, 4), *possible)
+    sizes = []
+    for weights, rows in possible:
         # sums, features and weights of a thread; transposed, features are read anew for each row
         registers = rows * (weights * shared // 2 + block_r // 4 + weights // 2) + (block_r if transposed else 0)
         if channels % (weights * shared) == 0 and registers <= _MOST_REGISTERS and (weights, rows + 1) not in sizes:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from localmix.arguments import choice, positive
+from localmix.arguments import choice, not_negative, positive
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.evaluation.outcome import PRECISIONS, TTA, Outcome, answer, batches, computed_in
@@ -92,8 +92,8 @@ def evaluate(
     positive("batch_size", batch_size)
     if throughput is not None:
         positive("throughput", throughput)
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers: expected at least 0, got {workers}")
+    if workers is not None:
+        not_negative("workers", workers)
     if output is not None:
         output_folder(output)
     device = known_device(device)

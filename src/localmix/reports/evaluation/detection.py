@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from localmix.arguments import choice
+from localmix.arguments import choice, not_negative
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.evaluation.detector import Detector, load_detector
@@ -61,8 +61,8 @@ def evaluate(
         ValueError: an argument is wrong; names it.
     """
     choice("precision", precision, tuple(PRECISIONS))
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers: expected at least 0, got {workers}")
+    if workers is not None:
+        not_negative("workers", workers)
     if output is not None:
         output_folder(output)
     device = known_device(device)

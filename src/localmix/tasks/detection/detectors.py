@@ -146,7 +146,7 @@ class MaskRCNN(OnPyramid, torchvision.models.detection.MaskRCNN):
         self.rpn = RegionProposals(channels, backbone.strides, num_proposals=num_proposals, anchor_scale=anchor_scale)
         levels: Any = backbone.strides[:-1]
         self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool = _Align(7, levels), _Align(14, levels)
-        self.roi_heads.__class__ = _Heads
+        self.roi_heads.__class__ = _Heads  # torchvision makes them itself; they keep their parts
         self.transform = Resizing(min_size, max_size, mean, std, in_training=resize_in_training)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:

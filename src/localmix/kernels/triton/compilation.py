@@ -1,7 +1,7 @@
 """Kernels are compiled before they are launched, several at a time, by threads.
 
 Six sevenths of a compilation are C++ that releases Python's lock, or the assembler, which is another process.
-Processes that compile would have to load PyTorch and Triton first, which takes longer than the kernels of a problem.
+Processes would each have to load PyTorch and Triton first, which takes seconds, as all kernels of a problem do.
 """
 
 from __future__ import annotations

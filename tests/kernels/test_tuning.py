@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import json
+import logging
 import math
 import weakref
 
@@ -16,7 +17,7 @@ if triton.MISSING:
 
 from triton.runtime.errors import OutOfResources
 
-from localmix.kernels.triton import tuning
+from localmix.kernels.triton import compilation, tuning
 
 X = torch.ones(2, 3, 5, 7)
 PROBLEM = (X.shape, (3, 3), (1, 1))
@@ -40,6 +41,9 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCALMIX_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_remembered", {})
     monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(
+        compilation, "_cores", lambda: 1
+    )  # with more, all are run once before, as test_compilation.py has it
     monkeypatch.setattr(tuning, "is_interpreted", lambda: False)
     monkeypatch.setattr(tuning, "_device_name", lambda x: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -70,6 +74,17 @@ def test_takes_the_fastest_and_measures_once(measured, tmp_path):
     assert entry[1] == [2, 4]
     assert all(part in entry[0] for part in ("a GPU", torch.__version__, "float32"))
     assert [file.name for file in tmp_path.iterdir()] == ["tiles.json"]
+
+
+def test_what_was_measured_is_logged_once(measured, caplog):
+    caplog.set_level(logging.DEBUG, "localmix.kernels.triton.tuning")
+    choose()
+    choose()
+    (line,) = caplog.messages
+    assert line == (
+        "kernel ((2, 3, 5, 7), (3, 3), (1, 1)) torch.float32 takes (2, 4), "
+        "of [ms]: (1, 4) 3.0000, (2, 4) 1.0000, (4, 4) 2.0000"
+    )
 
 
 def test_another_problem_dtype_or_device_is_measured_again(measured, monkeypatch):

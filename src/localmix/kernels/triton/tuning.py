@@ -1,12 +1,15 @@
 """How kernels are launched, and which tile sizes they take: measured once per shape, and remembered across processes.
 
 The file is `tiles.json` in `LOCALMIX_CACHE`, or in `localmix` under the user's cache directory. It may be deleted at
-any time, and where it cannot be read or written the tiles are measured once per process.
+any time, and where it cannot be read or written the tiles are measured once per process. What was measured is logged at
+level DEBUG.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -19,7 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from localmix.kernels.triton.compilation import compile_together, is_noted
+
 Tile = tuple[int, ...]
+
+_log = logging.getLogger(__name__)
 
 _remembered: dict[tuple[Any, ...], Tile] = {}
 _chosen: dict[tuple[Any, ...], Tile] = {}
@@ -167,7 +174,10 @@ def launch(
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
         if registers is not None and not torch.version.hip:
             options["maxnreg"] = registers
-        compiled = kernel[(programs,)](*inputs, *strides, *constants, **options)
+        arguments = (*inputs, *strides, *constants)
+        if is_noted(key, kernel, programs, arguments, options):
+            return None
+        compiled = kernel[(programs,)](*arguments, **options)
     if compiled is None or torch.version.hip:  # an AMD kernel depends on the size of the memory too
         return None
     run = compiled[(programs, 1, 1)]
@@ -183,7 +193,7 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
     """
     if is_interpreted() or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
-    exactly = (name, *map(tuple, problem), x.dtype, x.device)
+    exactly = (name, *_plain(problem), x.dtype, x.device)
     tile = _chosen.get(exactly)
     if tile is None or tile not in candidates:
         tile = _choose(name, problem, candidates, run, x)
@@ -206,9 +216,18 @@ def _choose(
             return candidates[0]
         else:
             with torch.cuda.device_of(x):
-                _remembered[key] = min(candidates, key=lambda candidate: _milliseconds(lambda: run(*candidate)))
-            _write(entry, _remembered[key])
+                milliseconds = _measure(candidates, run)
+            tile = _remembered[key] = min(milliseconds, key=milliseconds.__getitem__)
+            _write(entry, tile)
+            times = ", ".join(f"{tile} {ms:.4f}" for tile, ms in milliseconds.items())
+            _log.debug("%s %s %s takes %s, of [ms]: %s", name, _plain(problem), x.dtype, tile, times)
     return _remembered[key]
+
+
+def _measure(candidates: Sequence[Tile], run: Callable[..., Any]) -> dict[Tile, float]:
+    calls = {candidate: functools.partial(run, *candidate) for candidate in candidates}
+    compile_together(list(calls.values()))
+    return {candidate: _milliseconds(call) for candidate, call in calls.items()}
 
 
 def cdiv(number: int, by: int) -> int:
@@ -261,10 +280,14 @@ def _milliseconds(call: Callable[[], Any]) -> float:
         return math.inf
 
 
+def _plain(problem: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(map(tuple, problem))
+
+
 def _rounded(problem: tuple[Any, ...]) -> tuple[Any, ...]:
     """Maps within a factor of two share a tile, so that maps of many sizes do not measure without end."""
     (*sizes, channels), *rest = problem
-    return (*((size - 1).bit_length() for size in sizes), channels, *map(tuple, rest))
+    return (*((size - 1).bit_length() for size in sizes), channels, *_plain(rest))
 
 
 def _device_name(x: Tensor) -> str:

@@ -44,6 +44,23 @@ def problem(operator, size=(9, 11), heads=3):
     return tensors, {"kernel_size": (5, 3), "num_groups": 4}, torch.randn_like(x)
 
 
+def neighborhoods():
+    """Problems whose queries side by side see columns that lie side by side, within one vector, within two, and
+    anywhere, and residues of which one is smaller than the kernel; their rows are more than are taken together."""
+    sizes = [
+        ((10, 37), (7, 7), (1, 1)),
+        ((5, 71), (3, 21), (1, 1)),
+        ((9, 41), (3, 7), (2, 2)),
+        ((6, 75), (1, 21), (1, 3)),
+        ((4, 13), (3, 7), (1, 2)),
+    ]
+    for (height, width), (down, across), dilation in sizes:
+        tensors = {name: torch.randn(1, height, width, 2, 6) for name in ("query", "key", "value")}
+        tensors["bias"] = torch.randn(2, 2 * down - 1, 2 * across - 1)
+        options = {"kernel_size": (down, across), "dilation": dilation}
+        yield "neighborhood_attention", tensors, options, torch.randn(1, height, width, 2, 6)
+
+
 def whole_vectors():
     """Problems whose groups, and the channels of each, fill vectors of every instruction set."""
     x = torch.randn(2, 6, 5, 128)
@@ -229,15 +246,27 @@ def test_a_neighborhood_that_covers_the_map(threads, num_threads):
     )
 
 
-def test_a_neighborhood_does_not_see_beyond_itself():
-    """What lies beside it in a vector of keys may be anything."""
-    query, key, value = (torch.randn(1, 9, 20, 1, 4) for _ in range(3))
-    expected = kernels.neighborhood_attention(query, key, value, kernel_size=3, impl="native")
-    key[:, :, 10], value[:, :, 10] = torch.nan, torch.inf
-    actual = kernels.neighborhood_attention(query, key, value, kernel_size=3, impl="native")
-    others = [column for column in range(20) if not 9 <= column <= 11]
-    assert torch.equal(actual[:, :, others], expected[:, :, others])
-    assert not actual[:, :, 9:12].isfinite().any()
+@pytest.mark.parametrize("name", ["query", "key", "value", "gradient"])
+@pytest.mark.parametrize("width, kernel_size, dilation", [(20, 3, 1), (41, 5, 2), (13, 7, 2), (75, 21, 3)])
+def test_a_neighborhood_does_not_see_beyond_itself(width, kernel_size, dilation, name):
+    """What lies beside it, in a vector of positions or of another residue, may be anything."""
+    shape, column = (1, 4, width, 1, 4), width // 2
+    tensors = {name: torch.randn(shape) for name in ("query", "key", "value")}
+    gradient = torch.randn(shape)
+    options = {"kernel_size": (3, kernel_size), "dilation": (1, dilation), "impl": "native"}
+    expected = output_and_gradients(kernels.neighborhood_attention, tensors, options, gradient)
+    {**tensors, "gradient": gradient}[name][:, :, column] = torch.nan
+    actual = output_and_gradients(kernels.neighborhood_attention, tensors, options, gradient)
+
+    seen = functional.sliding(1, width, (1, kernel_size), dilation=(1, dilation), border="clamp").squeeze(0)
+    queries = torch.arange(width) == column if name in ("query", "gradient") else (seen == column).any(1)
+    keys = torch.isin(torch.arange(width), seen[queries])
+    touched = {"output": queries, "gradient of query": queries, "gradient of key": keys, "gradient of value": keys}
+    for result, columns in touched.items():
+        assert 0 < columns.sum() < width
+        assert torch.equal(actual[result][:, :, ~columns], expected[result][:, :, ~columns])
+    changed = "gradient of value" if name == "gradient" else "output"
+    assert not actual[changed][:, :, touched[changed]].isfinite().any()
 
 
 def test_infinite_scores():
@@ -258,12 +287,12 @@ import json, sys
 import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
-from test_native import OPERATORS, problem, whole_vectors
+from test_native import OPERATORS, neighborhoods, problem, whole_vectors
 from localmix.kernels import native
 from localmix.testing import check_operator
 for operator in OPERATORS:
     check_operator(operator, *problem(operator), impl="native")
-for operator, *case in whole_vectors():
+for operator, *case in (*whole_vectors(), *neighborhoods()):
     check_operator(operator, *case, impl="native")
 print(json.dumps(native.description()))
 """

@@ -7,6 +7,9 @@
 // What is not inlined takes its registers through memory.
 #define LOCALMIX_INLINE __attribute__((always_inline))
 
+// What holds many such loops is compiled once, not again for each type of the maps that calls it.
+#define LOCALMIX_ONCE __attribute__((noinline))
+
 namespace {
 
 template <typename F, int... Is>

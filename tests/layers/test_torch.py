@@ -87,14 +87,17 @@ def test_exports_for_one_size_without_operators_of_its_own(name):
     assert not [target for target in targets if "localmix" in target]
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    ("name", "traced"),
+    [*((name, (3, 13, 17)) for name in MIXERS), ("neighborhood", (5, 3, 2)), ("local MLP", (5, 3, 2))],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_runs_in_onnxruntime_with_batch_and_size_left_open(name, tmp_path):
+def test_runs_in_onnxruntime_with_batch_and_size_left_open(name, traced, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     layer, file, open_axis = LAYERS[name]().eval(), tmp_path / "layer.onnx", torch.export.Dim.DYNAMIC
     with torch.no_grad():
         shapes = (dict.fromkeys((0, 1, 2), open_axis),)
-        torch.onnx.export(layer, (torch.randn(3, 13, 17, 8),), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        torch.onnx.export(layer, (torch.randn(*traced, 8),), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for size in SIZES:
             x = torch.randn(*size, 8)

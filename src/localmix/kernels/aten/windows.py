@@ -94,6 +94,8 @@ def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Til
     length = (size - torch.arange(dilation, device=device) + dilation - 1) // dilation  # of each residue
     tile: Any = torch.sym_min(longest, kernel)
     count = (longest + tile - 1) // tile
+    if not isinstance(count, int):  # a graph would hold for one tile only if it is traced with one
+        count = torch.sym_max(count, 2)
     strip = torch.sym_min(longest, tile + kernel - 1)
 
     # [n, 1] each, residues outside and tiles inside; not `repeat_interleave`, which ONNX gets wrong for an open count

@@ -270,6 +270,8 @@ def aggregate(x: Tensor, weight: Tensor, neighborhood: Tensor) -> None:
 
 
 def _is_integer(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return torch.jit.is_tracing() and value.ndim == 0  # what a size is in torch.jit.trace
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 

@@ -18,7 +18,7 @@ from localmix.layers import (
 
 LAYERS = {
     "depthwise": lambda: DepthwiseConv(8, kernel_size=(3, 4)),
-    "homogeneous": lambda: HomogeneousDynamicConv(8, kernel_size=3),
+    "homogeneous": lambda: HomogeneousDynamicConv(8, kernel_size=(3, 4), dilation=(2, 1)),
     "inhomogeneous": lambda: InhomogeneousDynamicConv(8, num_groups=2, kernel_size=3),
     "window": lambda: WindowAttention(8, num_heads=2, window_size=4, shift=(1, 2)),
     "window, padded": lambda: WindowAttention(8, num_heads=2, window_size=4, shift=(1, 2), border="pad"),
@@ -39,6 +39,12 @@ LAYERS = {
         )
     },
 }
+MIXERS = [name for name in LAYERS if "/" not in name]
+"""Those that have a class of their own."""
+
+# a multiple of the window, no multiple, smaller than the window, one window, one position, a short line, a long one
+SIZES = [(2, 8, 12), (1, 7, 5), (4, 2, 3), (2, 4, 4), (1, 1, 1), (1, 2, 1), (2, 29, 3)]
+
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -67,8 +73,7 @@ def test_exports_with_batch_and_size_left_open(name):
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     program = torch.export.export(layer, (torch.randn(3, 13, 17, 8),), dynamic_shapes=(dims,))
     module = program.module()
-    # a multiple of the window, no multiple, smaller than the window, one window, one position, a short line, a long one
-    for size in [(2, 8, 12), (1, 7, 5), (4, 2, 3), (2, 4, 4), (1, 1, 1), (1, 2, 1), (2, 29, 3)]:
+    for size in SIZES:
         x = torch.randn(*size, 8)
         torch.testing.assert_close(module(x), layer(x))
 
@@ -80,6 +85,35 @@ def test_exports_for_one_size_without_operators_of_its_own(name):
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert targets
     assert not [target for target in targets if "localmix" in target]
+
+
+@pytest.mark.parametrize(
+    ("name", "traced"),
+    [*((name, (3, 13, 17)) for name in MIXERS), ("neighborhood", (5, 3, 2)), ("local MLP", (5, 3, 2))],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_runs_in_onnxruntime_with_batch_and_size_left_open(name, traced, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layer, file, open_axis = LAYERS[name]().eval(), tmp_path / "layer.onnx", torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        shapes = (dict.fromkeys((0, 1, 2), open_axis),)
+        torch.onnx.export(layer, (torch.randn(*traced, 8),), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for size in SIZES:
+            x = torch.randn(*size, 8)
+            (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@every_layer
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
+def test_traces_for_the_tools_that_count_and_draw(name):
+    """`torch.jit.trace` hands out sizes as tensors, and holds the shifts of the map that it saw."""
+    layer = LAYERS[name]().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (torch.randn(3, 13, 17, 8),))
+        x = torch.randn(2, 9, 10, 8)
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 @every_layer

@@ -19,6 +19,7 @@ from localmix.cli import main
 from localmix.models import create_model
 from localmix.models.convert import checkpoint_filter, convert_file, convert_state_dict
 from localmix.models.layouts import LAYOUTS, Row
+from localmix.reports.evaluation.trained import load_trained
 
 FAMILIES = ["dwnet", "dynamic_dwnet", "i_dynamic_dwnet"]
 SWIN = "swin_tiny_patch4_window7_224"
@@ -318,6 +319,53 @@ def test_folder_is_one_that_timm_loads(tmp_path):
     image = torch.randn(1, 3, 128, 128)
     torch.testing.assert_close(net(image), source(image))
     assert json.loads((folder / "config.json").read_text())["num_classes"] == 3
+
+
+def of_microsoft_at_448(weights):
+    """With the original names, and the masks of the shifted windows of 7: one for each window of a map of 112."""
+    renamed = {"layers.0.blocks.1.attn_mask": torch.zeros(16**2, 49, 49)}
+    for key, value in weights.items():
+        key = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", key)
+        renamed[key.replace("head.fc.", "head.")] = value
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("window", "change", "options", "side"),
+    [
+        (12, dict, {}, 384),  # whose last map is one window, as Swin's are
+        (7, dict, {}, 224),
+        (7, of_microsoft_at_448, {}, 448),
+        (12, dict, {"img_size": 320}, 320),
+    ],
+    ids=["384", "224", "masks tell", "said"],
+)
+def test_window_and_size_of_images_of_a_swin_are_kept(tmp_path, window, change, options, side):
+    source = timm.create_model(SWIN, img_size=32 * window, window_size=window, num_classes=3, **SMALL)
+    torch.save(change(source.state_dict()), tmp_path / "swin.pth")
+    report = convert(tmp_path / "swin.pth", "localswin_tiny", config=True, **options, **SMALL)
+    net = timm.create_model(f"local-dir:{report.output.parent}", pretrained=True)
+    assert net.stages[0].blocks[0].mixer.connectivity.window_size == (window, window)
+    assert tuple(timm.data.resolve_model_data_config(net)["input_size"]) == (3, side, side)
+    trained = load_trained("localswin_tiny", checkpoint=report.output)
+    assert trained.view.size == (side, side)
+    assert trained.net.stages[0].blocks[0].mixer.connectivity.window_size == (window, window)
+
+
+def test_size_of_images_may_be_said(official, tmp_path):
+    torch.save(official("dwnet", "nano"), tmp_path / "published.pth")
+    report = convert(tmp_path / "published.pth", img_size=96, config=True)
+    net = timm.create_model(f"local-dir:{report.output.parent}", pretrained=True)
+    assert tuple(net.pretrained_cfg["input_size"]) == (3, 96, 96)
+    with pytest.raises(ValueError, match="img_size: expected an int of at least 1, got 0"):
+        convert(tmp_path / "published.pth", img_size=0)
+
+
+def test_size_of_images_of_a_net_of_localmix_is_its_own(tmp_path):
+    torch.save(create_model("localswin_nano").state_dict(), tmp_path / "net.pth")
+    report = convert(tmp_path / "net.pth", "localswin_nano", config=True)
+    net = timm.create_model(f"local-dir:{report.output.parent}", pretrained=True)
+    assert tuple(net.pretrained_cfg["input_size"]) == (3, 64, 64)
 
 
 @pytest.mark.parametrize("classes", [0, 1, 7])

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from timm.utils import freeze
 from torch import nn
 
 from localmix.models import NAMES, create_model, fold
@@ -36,6 +37,20 @@ def test_same_outputs_without_a_batch_norm(name, dtype):
     assert error <= (1e-5 if dtype == torch.float32 else 1e-13)
     assert not norms(folded)
     assert bool(norms(model)) == (not name.startswith(("localswin", "localnat")))
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_frozen_batch_norms_give_and_fold_to_the_same_outputs(name):
+    """timm's `freeze` puts torchvision's class in the place of PyTorch's; 48 pixels make a map of 24 x 24 x 24."""
+    model = with_random_statistics(create_model(name, in_chans=3)).eval()
+    frozen, image = copy.deepcopy(model), torch.randn(2, 3, 48, 48)
+    freeze(frozen)
+    assert not norms(frozen)
+    with torch.no_grad():
+        expected = model(image)
+        for other in (frozen, fold(frozen)):
+            assert (other(image) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not [m for m in fold(frozen).modules() if hasattr(m, "running_mean")]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
     The norm stays PyTorch's own class, so that `nn.SyncBatchNorm.convert_sync_batchnorm` can replace it. It sees each
     position as an image of one pixel: the strides are then known to an exported graph whatever the size of the map.
-    What stands for a norm that was folded takes a channels-last map as it is.
+    Running statistics tell what is channels-first, for a frozen norm is a class of torchvision's and no subclass. What
+    stands for a norm that was folded takes a channels-last map as it is.
     """
-    if not isinstance(norm, nn.modules.batchnorm._NormBase):
+    if not hasattr(norm, "running_mean"):
         return norm(x)
     pixels = x.flatten(0, 2)[:, None, None].permute(0, 3, 1, 2)  # [B * H * W, C, 1, 1]
     return norm(pixels).permute(0, 2, 3, 1).reshape(x.shape)

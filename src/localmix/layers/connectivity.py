@@ -122,4 +122,11 @@ def _is_zero(*sizes: int) -> bool:
 
 
 def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:
-    return x if _is_zero(*shift) else x.roll(shift, (1, 2))
+    if all(isinstance(s, int) for s in shift):
+        return x if _is_zero(*shift) else x.roll(shift, (1, 2))
+    for axis, s in zip((1, 2), shift, strict=True):  # a gather, for ONNX has no roll by a number that is open
+        size = x.shape[axis]
+        position = torch.arange(size, device=x.device) - s
+        position = torch.where(position < 0, position + size, position)
+        x = x.index_select(axis, torch.where(position < size, position, position - size))
+    return x

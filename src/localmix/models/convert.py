@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from localmix import __version__
-from localmix.layers import Mixer
+from localmix import __version__, arguments
+from localmix.layers import Mixer, WindowAttention
 from localmix.models.layouts import LAYOUTS, Layout, Weights
 
 PLAIN_VALUES: list[Callable | tuple[Callable, str]] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
@@ -48,7 +48,9 @@ class Report:
         )
 
 
-def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = False, **options: Any) -> Report:
+def convert_file(
+    checkpoint: Path, *, model: str, output: Path, config: bool = False, img_size: int | None = None, **options: Any
+) -> Report:
     """Write the weights of a published checkpoint as a safetensors file of the network `model`.
 
     Args:
@@ -56,7 +58,8 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = F
         model: name of the network. Its number of classes is that of the checkpoint.
         output: ends in ".safetensors". The file is there wholly or not at all; one that was there before is replaced.
         config: write "config.json" next to it too, so that timm loads the folder as "local-dir:FOLDER".
-        options: further arguments of the network, such as `window_size`.
+        img_size: side of the square images it was trained on [pixels], to be noted; by default what a Swin tells.
+        options: further arguments of the network, such as `depths`. The `window_size` of a Swin is its own.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -68,16 +71,24 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = F
     from localmix.models.hierarchy import Hierarchy
 
     checkpoint, output = Path(checkpoint), Path(output)
+    if img_size is not None:
+        arguments.positive("img_size", img_size)
     if output.suffix != ".safetensors":
         raise ValueError(f"output: expected a name that ends in .safetensors, got {output}")
     weights = unwrap(read_checkpoint(checkpoint))
     layout = _layout_of(weights)
     num_classes = _num_classes(weights, layout)
+    window = _only_window(weights) if layout.mixer is WindowAttention else None
+    if window and model.rpartition("_")[0] == layout.network:
+        options = {"window_size": window, **options}
     with torch.device("meta"):  # shapes are all that is needed
         network = create_model(model, num_classes=num_classes, **options)
     if not isinstance(network, Hierarchy):
         raise ValueError(f"model: expected a network of localmix, got {model!r}")
     converted = convert_state_dict(weights, network)
+    if img_size is None and window:
+        img_size = _masked_side(weights, window) or network.feature_info[-1]["reduction"] * window
+    seen = {} if img_size is None else {"input_size": [network.in_chans, img_size, img_size]}
 
     metadata = {
         "format": "pt",
@@ -86,11 +97,12 @@ def convert_file(checkpoint: Path, *, model: str, output: Path, config: bool = F
         "model_args": json.dumps(options),
         "source": layout.name,
         "localmix": __version__,
+        **{key: json.dumps(value) for key, value in seen.items()},
     }
     tensors = {key: value.contiguous() for key, value in converted.items()}
     _write(output, safetensors.torch.save(tensors, metadata=metadata))
     if config:
-        description = _config(network, model, num_classes, options)
+        description = _config(network, model, num_classes, options, seen)
         _write(output.with_name("config.json"), json.dumps(description, indent=2).encode())
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     return Report(model, layout.name, num_classes, num_parameters, output)
@@ -269,6 +281,21 @@ def _window_of(table: Tensor) -> int | None:
     return (side + 1) // 2 if side**2 == entries and side % 2 else None
 
 
+def _only_window(weights: Weights) -> int | None:
+    """Side of the windows that all tables of relative positions belong to; None where they differ or are of none."""
+    tables = [t for key, t in weights.items() if key.endswith("relative_position_bias_table") and isinstance(t, Tensor)]
+    sides = {_window_of(table) for table in tables}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _masked_side(weights: Weights, window: int) -> int | None:
+    """Side of the images [pixels] by the mask of shifted windows in the first stage, which Microsoft's files hold."""
+    mask, patches = weights.get("layers.0.blocks.1.attn_mask"), weights.get("patch_embed.proj.weight")
+    if not isinstance(mask, Tensor) or not isinstance(patches, Tensor):
+        return None
+    return math.isqrt(len(mask)) * window * patches.shape[-1]
+
+
 def _network_of(weights: Weights, layout: Layout) -> str:
     """What the checkpoint belongs to, in words: the name of a network here if one has its width and depths."""
     from localmix.models.registry import SIZES  # it imports this module
@@ -316,8 +343,10 @@ def _runs(numbers: list[int]) -> list[str]:
     return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
-def _config(network: Any, model: str, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What timm reads from the "config.json" of a folder."""
+def _config(
+    network: Any, model: str, num_classes: int, options: dict[str, Any], seen: dict[str, Any]
+) -> dict[str, Any]:
+    """What timm reads from the "config.json" of a folder; `seen` says what images the network was trained on."""
     pretrained_cfg = {key: value for key, value in network.pretrained_cfg.items() if value not in (None, "")}
     return {
         "architecture": model,
@@ -325,7 +354,7 @@ def _config(network: Any, model: str, num_classes: int, options: dict[str, Any])
         "num_features": network.num_features,
         "global_pool": network.global_pool,
         "model_args": options,
-        "pretrained_cfg": {**pretrained_cfg, "num_classes": num_classes},
+        "pretrained_cfg": {**pretrained_cfg, "num_classes": num_classes, **seen},
     }
 
 

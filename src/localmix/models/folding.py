@@ -75,7 +75,7 @@ def _fold_block(block: DWNetBlock) -> None:
 
 def _into_map_before(linear: nn.Linear, norm: nn.Module) -> nn.Module:
     """scale * (W x + b) + shift."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not _is_batch_norm(norm):
         return norm
     scale, shift = _scale_and_shift(norm)
     bias = shift if linear.bias is None else shift + scale * linear.bias.double()
@@ -85,7 +85,7 @@ def _into_map_before(linear: nn.Linear, norm: nn.Module) -> nn.Module:
 
 def _into_map_behind(linear: nn.Linear, norm: nn.Module) -> nn.Module:
     """W (scale * x + shift) + b."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not _is_batch_norm(norm):
         return norm
     scale, shift = _scale_and_shift(norm)
     weight = linear.weight.double()
@@ -94,8 +94,8 @@ def _into_map_behind(linear: nn.Linear, norm: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
-def _into_mixer_before(mixer: Any, norm: nn.Module) -> nn.Module:
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+def _into_mixer_before(mixer: Any, norm: Any) -> nn.Module:
+    if not _is_batch_norm(norm):
         return norm
     if isinstance(mixer, LocalMixer) and isinstance(mixer.output, nn.Linear):
         return _into_map_before(mixer.output, norm)
@@ -124,7 +124,12 @@ def _has_weights_of_each_channel(mixer: nn.Module) -> bool:
     return isinstance(mixer, (DepthwiseConv, HomogeneousDynamicConv))
 
 
-def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+def _is_batch_norm(norm: nn.Module) -> bool:
+    """PyTorch's, or a frozen one, which is a class of torchvision's."""
+    return hasattr(norm, "running_mean") and not isinstance(norm, nn.modules.instancenorm._InstanceNorm)
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """In float64, so that folding rounds once."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"model: expected batch norms with running statistics, got {norm}")

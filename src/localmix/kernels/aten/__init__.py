@@ -40,10 +40,9 @@ def depthwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dil
 def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: Pair) -> Tensor:
     batch, height, width, channels = x.shape
     kernel = (weight.shape[2], weight.shape[3])
-    if batch == 0:  # no groups at all
-        taps = kernel[0] * kernel[1]
-        per_position = weight.view(0, 1, 1, channels, taps).expand(0, height, width, channels, taps)
-        y = inhomogeneous_convolution(x, per_position, kernel_size=kernel, dilation=dilation)
+    if batch == 0 or (not isinstance(batch, int) and torch.onnx.is_in_onnx_export()):
+        # no groups at all, or a number of them that ONNX wants to know
+        y = _convolution_by_products(x, weight, dilation)
         return y if bias is None else y + bias
     if x.device.type not in _GROUPED_CONVOLUTION_IS_RIGHT:
         return torch.cat(
@@ -193,6 +192,22 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
         # SDPA leaves an empty batch without a graph to the mask; its gradient is zero and not missing
         y = y + 0 * mask.sum().nan_to_num()
     return y
+
+
+def _convolution_by_products(x: Tensor, weight: Tensor, dilation: Pair) -> Tensor:
+    """`homogeneous_convolution` as a matrix product for each channel of each image: a kernel row after the other.
+
+    It holds as many copies of the map as the kernel has columns and rows, and few nodes of a graph.
+    """
+    height, width = x.shape[1:3]
+    down, right = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    margins = (right // 2, right - right // 2, down // 2, down - down // 2)
+    padded = F.pad(x.permute(0, 3, 1, 2), margins)  # [B, C, H + ., W + .]
+    shifted = [padded.narrow(3, dilation[1] * column, width) for column in range(weight.shape[3])]
+    columns = torch.stack(shifted, 2).flatten(3)  # [B, C, kw, (H + .) * W]
+    rows = (weight @ columns).unflatten(3, (height + down, width))  # [B, C, kh, H + ., W]
+    y = torch.stack([rows[:, :, row].narrow(2, dilation[0] * row, height) for row in range(weight.shape[2])]).sum(0)
+    return y.permute(0, 2, 3, 1)
 
 
 def _grouped_convolution(image: Tensor, weight: Tensor, bias: Tensor | None, dilation: Pair) -> Tensor:

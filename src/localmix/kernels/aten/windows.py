@@ -94,11 +94,14 @@ def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Til
     length = (size - torch.arange(dilation, device=device) + dilation - 1) // dilation  # of each residue
     tile: Any = torch.sym_min(longest, kernel)
     count = (longest + tile - 1) // tile
+    if not isinstance(count, int):  # a graph would hold for one tile only if it is traced with one
+        count = torch.sym_max(count, 2)
     strip = torch.sym_min(longest, tile + kernel - 1)
 
-    length = length.repeat_interleave(count)[:, None]  # [n, 1], residues outside and tiles inside
-    residue = torch.arange(dilation, device=device).repeat_interleave(count)[:, None]
-    first = (torch.arange(count, device=device) * tile).repeat(dilation)[:, None]
+    # [n, 1] each, residues outside and tiles inside; not `repeat_interleave`, which ONNX gets wrong for an open count
+    length = length[:, None].expand(-1, count).reshape(-1, 1)
+    residue = torch.arange(dilation, device=device)[:, None].expand(-1, count).reshape(-1, 1)
+    first = (torch.arange(count, device=device) * tile).expand(dilation, -1).reshape(-1, 1)
     query = first + torch.arange(tile, device=device)
     key = torch.minimum((first - kernel // 2).clamp(min=0), (length - strip).clamp(min=0))
     key = key + torch.arange(strip, device=device)

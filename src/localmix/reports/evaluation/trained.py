@@ -251,7 +251,8 @@ def _filled(name: str, path: Path, **options: Any) -> Any:
         net.load_state_dict(convert_state_dict(weights, net))
         return net
     # by way of timm, which resizes tables of positions to another size of the images
-    overlay = {"state_dict": dict(weights), **{key: options[key] for key in ("num_classes",) if key in options}}
+    overlay = {**options.pop("pretrained_cfg_overlay", {}), "state_dict": dict(weights)}
+    overlay |= {key: options[key] for key in ("num_classes",) if key in options}
     try:
         net: Any = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:
@@ -267,7 +268,10 @@ def _weights(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     options = {}
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            options = json.loads((file.metadata() or {}).get("model_args", "{}"))
+            notes = file.metadata() or {}
+        options = json.loads(notes.get("model_args", "{}"))
+        if "input_size" in notes:
+            options["pretrained_cfg_overlay"] = {"input_size": tuple(json.loads(notes["input_size"]))}
     for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

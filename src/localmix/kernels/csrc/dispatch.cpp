@@ -253,7 +253,8 @@ LOCALMIX_PUBLIC int localmix_shared_weight(
   problem->parts = parts_of_channels(problem, divide_up(wanted, problem->batch), threads);
   const int64_t units = problem->batch * problem->parts;
   problem->strips = std::max<int64_t>(1, std::min(divide_up(wanted, units), problem->height / 16));
-  const Scratch packed = scratch(packs * taps * kSharedBlock);
+  // not set to zero, which would be one thread's work: what is packed fills it
+  const Scratch packed = unset_scratch(packs * taps * kSharedBlock);
   const SharedWeightKernels& set = *chosen->shared;
   const int failed = !packed || spread(packs, threads, [&](int64_t begin, int64_t end, int64_t) {
     return set.pack(problem, weight, nullptr, nullptr, packed.get(), begin, end);

@@ -89,15 +89,19 @@ void pack(const SharedWeightProblem& p, const void* weight_, const void*, const 
           int64_t end) {
   const Plan plan(p);
   const T* weight = static_cast<const T*>(weight_);
-  Floats rows(kBlock * plan.taps);
+  Floats rows(std::is_same_v<T, float> ? 0 : kBlock * plan.taps);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit % plan.blocks, n = unit / plan.blocks;
     const int64_t count = std::min(kBlock, p.channels - block * kBlock);
     const T* source = weight + (n * p.channels + block * kBlock) * plan.taps;
     float* target = static_cast<float*>(packed_) + unit * plan.taps * kBlock;
     if (count < kBlock) std::fill_n(target, plan.taps * kBlock, 0.0f);
-    for (int64_t i = 0; i < count * plan.taps; ++i) rows[i] = to_float(source[i]);
-    transpose(rows.data(), plan.taps, count, plan.taps, target, kBlock);
+    if constexpr (std::is_same_v<T, float>) {
+      transpose(source, plan.taps, count, plan.taps, target, kBlock);
+    } else {
+      for (int64_t i = 0; i < count * plan.taps; ++i) rows[i] = to_float(source[i]);
+      transpose(rows.data(), plan.taps, count, plan.taps, target, kBlock);
+    }
     if (p.adjoint)
       for (int64_t k = 0; k < plan.taps / 2; ++k)
         std::swap_ranges(target + k * kBlock, target + (k + 1) * kBlock, target + (plan.taps - 1 - k) * kBlock);

@@ -169,7 +169,7 @@ def test_without_any_argument_the_settings_are_those_by_default():
         (["--model.ema_decay=1"], "model.ema_decay: expected a number at least 0 and below 1, got 1.0"),
         (["--data.crop_pct=0"], "data.crop_pct: expected a number above 0 and at most 1, got 0.0"),
         (["--model.lr=.nan"], "model.lr: expected a number at least 0, got nan"),
-        (["--model.model_kwargs.window=5"], "model: dwnet_nano has no argument 'window'"),
+        (["--model.model_kwargs.window=5"], "model.name: dwnet_nano has no argument 'window'"),
         (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed needs a GPU"),
         (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
     ],

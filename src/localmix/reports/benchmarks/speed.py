@@ -37,10 +37,8 @@ def write_page(results: Sequence[Path], output: Path) -> str:
     """Write the page about the results in some folders, or in folders within those; returns what was done.
 
     Raises:
-        ValueError: there is no such folder, there are no results in it, or `output` is no name of a page.
+        ValueError: there is no such folder, or there are no results in it.
     """
-    if output.suffix != ".md":
-        raise ValueError(f"output: expected a name that ends in .md, got {output}")
     output_folder(output.parent)
     files = [file for folder in results for file in _files(folder)]
     if not files:

@@ -367,3 +367,16 @@ def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_im
             path.unlink()
     assert fit(tmp_path / "parts", **{**settings, "data.workers": 2}) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_of_another_net_is_refused_before_anything_is_written(tmp_path):
+    from localmix.reports.training.fit import _refuse_other_net
+
+    task = torch.nn.Linear(2, 3)
+    _refuse_other_net(task, (tmp_path, {"state_dict": task.state_dict()}), "net")
+    other = {"weight": torch.zeros(3, 4), "extra": torch.zeros(1)}
+    message = (
+        r"^resume: expected a checkpoint of net, .*missing \(1\) bias; left over \(1\) extra; misshapen \(1\) weight"
+    )
+    with pytest.raises(ValueError, match=message):
+        _refuse_other_net(task, (tmp_path, {"state_dict": other}), "net")

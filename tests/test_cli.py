@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -98,3 +100,58 @@ def test_every_command_has_help(capsys, command):
 def test_runs_as_a_module():
     result = subprocess.run([sys.executable, "-m", "localmix", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"localmix {localmix.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["convert", "none.pth", "--model=dwnet_nano", "--output=a.safetensors"],
+            "checkpoint: expected a file, found nothing",
+        ),
+        (
+            ["convert", ".", "--model=dwnet_nano", "--output=a.safetensors"],
+            "checkpoint: expected a file, found a folder",
+        ),
+        (
+            ["convert", "none.pth", "--model=dwnet_nano", "--output=file/a.safetensors"],
+            "output: expected a folder, got file",
+        ),
+        (["shard", "none", "--output=a"], "data: expected a folder of images, got none, which does not exist"),
+        (["shard", "file", "--output=a"], "data: expected a folder of images, got file, which is a file"),
+        (["publish", "none", "--to=a"], "source: expected a file, found nothing: none"),
+        (["curves", "run", "--output=file/a.png"], "output: expected a folder, got file"),
+        (
+            ["bench", "docs", "run", "--output=a.md"],
+            "results: expected those of `localmix bench ops` or `models`, found none",
+        ),
+        (["fit", "--config=none.yaml"], "config: expected a file, found nothing: none.yaml"),
+        (["fit", "--data.root=none", "--output=a/b"], "data.root: expected 'fashion_mnist', an image folder"),
+        (["fit", "--data.img_size=-1", "--output=a/b"], "data.img_size: expected an int of at least 1, got -1"),
+        (["fit", "--weights=none.pth", "--output=a/b"], "weights: expected a file, found nothing: none.pth"),
+        (["fit", "--resume=none.ckpt", "--output=a/b"], "resume: expected a file, found nothing: none.ckpt"),
+    ],
+)
+def test_a_wrong_path_is_named_by_its_argument_and_nothing_is_left(tmp_path, monkeypatch, capsys, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.csv").write_text("epoch,step,loss\n0,1,1.0\n")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"localmix: error: {line}") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_error_of_the_system_names_the_argument(worker, capsys, tmp_path):
+    worker(raising(PermissionError(13, "Permission denied", str(tmp_path / "a/b"))))
+    assert main(["explain", str(tmp_path / "a")]) == 2
+    assert capsys.readouterr().err == f"localmix: error: name: Permission denied: {tmp_path}/a/b\n"
+
+
+def test_sigterm_ends_a_command_in_order(worker, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    worker(lambda name: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["explain", "x"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before and capsys.readouterr() == ("", "")

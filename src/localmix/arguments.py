@@ -6,8 +6,10 @@ and what came.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -63,6 +65,32 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def existing_file(name: str, path: Path) -> Path:
+    """`path`, which must be that of a file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        IsADirectoryError: a folder is there.
+    """
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, f"{name}: expected a file, found nothing", str(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{name}: expected a file, found a folder", str(path))
+    return path
+
+
+def existing_folder(name: str, path: Path, what: str) -> Path:
+    """`path`, which must be that of a folder; `what` says of what.
+
+    Raises:
+        ValueError: nothing is there, or a file.
+    """
+    if not path.is_dir():
+        there = "is a file" if path.exists() else "does not exist"
+        raise ValueError(f"{name}: expected a folder {what}, got {path}, which {there}")
+    return path
 
 
 def shift_of_window(shift: Size, window_size: tuple[int, int]) -> tuple[int, int]:

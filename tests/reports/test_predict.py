@@ -92,7 +92,7 @@ def damage(path, checkpoint, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "no such file"),
+        ("missing", "found nothing"),
         ("truncated", "is truncated"),
         ("foreign", "was not written by localmix"),
         ("unknown net", "does not fit a net of localmix: .* got 'dwnet_zepto'"),

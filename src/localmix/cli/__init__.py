@@ -4,9 +4,16 @@ So `localmix --help` answers without waiting for PyTorch.
 """
 
 import argparse
+import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from localmix import __version__
@@ -18,7 +25,8 @@ from localmix.cli.comparison import add_data, add_training, begin
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status.
 
-    0 done, 1 done in part, 2 a wrong request, 75 stopped by a signal and ready to go on, 130 interrupted.
+    0 done, 1 done in part, 2 a wrong request, 75 stopped by a signal and ready to go on, 130 interrupted, 143 ended by
+    SIGTERM.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
@@ -27,15 +35,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        return 130
+        if args.run is _fit:  # it hears signals in its own way
+            return args.run(args)
+        with _terminable():
+            return args.run(args)
+    except KeyboardInterrupt as interrupt:
+        return 143 if interrupt.args == (signal.SIGTERM.name,) else 130
     except (ValueError, OSError, ImportError) as error:
-        message = _message(error)
+        message = _message(error, args)
         if args.traceback or message is None:
             raise
         print(f"localmix: error: {message}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """SIGTERM ends a command as Ctrl-C does: it ends the processes that it began, and removes what is half written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # forked from the command, which ends it
+            os._exit(1)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +166,9 @@ def _convert(args: argparse.Namespace) -> int:
     else:
         from localmix.models.convert import convert_file
 
+    from localmix.tasks.engine.output import output_folder
+
+    output_folder(args.output.parent)
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
     return 0
 
@@ -201,7 +235,7 @@ def _publish(args: argparse.Namespace) -> int:
     return 0
 
 
-def _message(error: ValueError | OSError | ImportError) -> str | None:
+def _message(error: ValueError | OSError | ImportError, args: argparse.Namespace) -> str | None:
     """What the user reads, or None for an error that is a defect of localmix."""
     if isinstance(error, ImportError):
         package = (error.name or "").split(".")[0]
@@ -210,8 +244,35 @@ def _message(error: ValueError | OSError | ImportError) -> str | None:
         # What localmix always needs was installed with it, so what is missing belongs to the extra.
         return f'{package} is not installed: pip install "localmix[train]"'
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
+        if not error.filename:
+            return error.strerror
+        name = _argument_of(os.fsdecode(error.filename), args)
+        begins = f"{name}: " if name and not re.match(r"[\w.]+: ", error.strerror) else ""
+        return f"{begins}{error.strerror}: {os.fsdecode(error.filename)}"
     # What a process that loads images raised comes with its traceback.
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return str(error).rpartition(f"\n{name}: ")[2].strip()
+
+
+def _argument_of(filename: str, args: argparse.Namespace) -> str | None:
+    """The argument that named a file, or a folder above it, or a file below it; None if none did."""
+    file = Path(os.path.abspath(filename))
+    given = list(_given(args))
+    for name, path in given:
+        if path == file:
+            return name
+    return next((name for name, path in given if path in file.parents or file in path.parents), None)
+
+
+def _given(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """The arguments that are paths, or may be; `localmix fit` has all of its own in a list."""
+    rest = getattr(args, "arguments", [])
+    pairs = [(name, value) for name, value in vars(args).items() if name != "arguments"]
+    pairs += [(name, value) for name, value in pairwise(rest) if name.startswith("--")]
+    pairs += [(argument.partition("=")[0], argument.partition("=")[2]) for argument in rest]
+    for name, values in pairs:
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            # a word without a separator may be anything
+            if isinstance(value, Path) or (isinstance(value, str) and (os.sep in value or os.path.exists(value))):
+                yield name.lstrip("-"), Path(os.path.abspath(value))

@@ -131,14 +131,18 @@ def checkpoint_filter(state_dict: Mapping[str, Any], model: nn.Module) -> dict[s
     return _convert(weights, _layout_of(weights), model, adaptable=("head.fc.", "patch_embed.proj.weight"))
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
+def read_checkpoint(path: Path, *, name: str = "checkpoint") -> Mapping[str, Any]:
     """The content of a file that `torch.save` or safetensors has written, on the CPU; nothing in it can run code.
+
+    Args:
+        name: of the argument that errors name.
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         ValueError: the file is truncated or foreign, or wants to run code.
     """
-    with path.open("rb") as file:
+    with arguments.existing_file(name, path).open("rb") as file:
         head = file.read(9)
     try:
         if head[8:] == b"{":  # the length of the header, then the header
@@ -155,18 +159,18 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise ValueError(
-                f"checkpoint: {path} asks for {wanted[1]}, which could run code: refused, and nothing in it has been "
+                f"{name}: {path} asks for {wanted[1]}, which could run code: refused, and nothing in it has been "
                 "run; a checkpoint may hold tensors and plain values only"
             ) from error
         raise ValueError(
-            f"checkpoint: {path} is damaged, or holds more than tensors and plain values: refused, and nothing in it "
+            f"{name}: {path} is damaged, or holds more than tensors and plain values: refused, and nothing in it "
             "has been run"
         ) from error
     except Exception as error:
         cause = str(error).split(". ")[0] or "it ends too early"
-        raise ValueError(f"checkpoint: {path} is truncated, damaged or not a checkpoint ({cause})") from error
+        raise ValueError(f"{name}: {path} is truncated, damaged or not a checkpoint ({cause})") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"checkpoint: expected {path} to hold a dictionary of tensors, got {type(content).__name__}")
+        raise ValueError(f"{name}: expected {path} to hold a dictionary of tensors, got {type(content).__name__}")
     return content
 
 

@@ -17,6 +17,7 @@ from localmix.arguments import positive
 from localmix.reports.figure import COLOURS
 from localmix.reports.metrics import Metrics, read_metrics, short_names
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 
 PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""
@@ -47,6 +48,7 @@ def curves(runs: Sequence[Path | str], output: Path | str = "curves.png", *, smo
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise ValueError(f"output: expected a name that ends in .png, got {output}")
+    output_folder(output.parent)
     metrics = [read_metrics(folder) for folder in folders]
     empty = [str(folder) for folder, m in zip(folders, metrics, strict=True) if not len(m.points("loss")[0])]
     if len(empty) == len(folders):

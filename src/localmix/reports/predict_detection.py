@@ -49,7 +49,7 @@ def predict(
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
     detector, device = load_detector(model, weights), known_device(device)
     detector.net.to(device)
-    output_folder(output).mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

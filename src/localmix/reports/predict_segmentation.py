@@ -57,7 +57,7 @@ def predict(
     segmenter = load_segmenter(model, weights).changed(short_side=short_side)
     options = view_of(segmenter, **view)
     segmenter.net.to(known_device(device))
-    output_folder(output).mkdir(parents=True, exist_ok=True)
+    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

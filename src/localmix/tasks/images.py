@@ -49,6 +49,8 @@ def _decode(source: Any, name: str, channels: int, at_least: int | None) -> Imag
             return image
     except FileNotFoundError:
         raise CorruptImage(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise CorruptImage(f"{name}: expected an image file, found a folder") from None
     # Damaged files make Pillow's decoders raise far more than OSError: SyntaxError, struct.error, EOFError, ...
     except Exception as error:
         raise CorruptImage(f"{name}: cannot be decoded as an image ({error or type(error).__name__})") from error

@@ -331,7 +331,7 @@ def test_throughput_by_the_protocol(grey, few_images, monkeypatch):
         (["dwnet_nanoo", "--pretrained"], "model: .* got 'dwnet_nanoo'.*dwnet_nano"),
         (["resnet50.none", "--pretrained"], r"model: Invalid pretrained tag \(none\) for resnet50"),
         (["runs/none"], "model: no such checkpoint or folder: runs/none"),
-        (["none.ckpt"], "checkpoint: no such file: none.ckpt"),
+        (["none.ckpt"], "model: expected a file, found nothing: none.ckpt"),
         (["WEIGHTS"], "model: expected a checkpoint .*NAME --checkpoint"),
         (["dwnet_nano", "--checkpoint", "WEIGHTS"], "checkpoint: expected the weights of dwnet_nano"),
         (["test_resnet", "--checkpoint", "WEIGHTS"], "checkpoint: expected the weights of test_resnet"),

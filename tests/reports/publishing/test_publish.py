@@ -185,5 +185,5 @@ def test_wrong_sources_are_refused(small_run, tmp_path, capsys):
     assert main(["publish", str(small_run), "--to", str(tmp_path / "net"), "--weights", "ema"]) == 2
     assert "weights: expected 'raw'" in capsys.readouterr().err
     assert main(["publish", str(tmp_path), "--to", str(tmp_path / "net")]) == 2
-    assert "checkpoint: no such file" in capsys.readouterr().err
+    assert "source: expected a file, found nothing" in capsys.readouterr().err
     assert not (tmp_path / "net").exists()

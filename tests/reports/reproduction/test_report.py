@@ -38,7 +38,7 @@ def test_the_pages_are_made_from_the_committed_results(counted, monkeypatch, pag
 
 def test_what_the_tables_say(counted, monkeypatch):
     monkeypatch.setattr(paper_tables, "counted", lambda task, network: counted[task, network])
-    scores = {("classification", "dwnet_tiny"): (81.23,)}
+    scores = {("classification", "dwnet_tiny"): {"run": (81.23,)}}
     for task in TASKS:
         _, about, grid = paper_tables.paper_table(task, scores)
         assert isinstance(about, Paragraph) and isinstance(grid, Grid)

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from localmix.cli import main
-from localmix.reports.reproduction import runs
+from localmix.reports.reproduction import paper_tables, runs
 from localmix.reports.reproduction.page import Cell, Grid, Heading, Mark, Paragraph, Picture, html
-from localmix.reports.reproduction.runs import find, score
+from localmix.reports.reproduction.runs import find, score, scores
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -88,6 +88,22 @@ def test_an_evaluation_on_imagenet_has_a_place_in_the_papers_table(evaluation, t
     assert key == ("classification", "localswin_tiny") and reached == pytest.approx(81.39)
     # the paper's figures are of one view of 224 pixels
     assert place([384, 384], "none") is None and place([224, 224], "flip") is None
+
+
+def test_several_evaluations_of_one_network_are_all_shown(evaluation, tmp_path):
+    content = json.loads((evaluation / "results.json").read_text())
+    content["model"]["name"], content["view"]["size"] = "dwnet_tiny", [224, 224]
+    content["data"]["classes"], content["images"] = 1000, 50_000
+    for name, top1 in (("a/raw", 0.81), ("a/ema", 0.8126), ("b/ema", 0.8)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").write_text(json.dumps({**content, "top1": top1}))
+    reached = scores(find([tmp_path / "a", tmp_path / "a/ema"])[0])["classification", "dwnet_tiny"]
+    assert reached == {"raw": pytest.approx((81.0,)), "ema": pytest.approx((81.26,))}
+    cell = paper_tables._reached({run: value for run, (value,) in reached.items()})
+    assert (cell.text, cell.why) == ("81.3, 81.0", "of several evaluations: 81.3 of `ema`, 81.0 of `raw`")
+    both = scores(find([tmp_path / "a", tmp_path / "b"])[0])["classification", "dwnet_tiny"]
+    assert list(both) == [f"{tmp_path.as_posix()}/a/ema", "raw", f"{tmp_path.as_posix()}/b/ema"]
+    assert paper_tables._reached({"run": 81.0}).why is None
 
 
 @pytest.mark.parametrize("name", ["compare_fashion_mnist", "networks_cpu", "operators_cpu", "mixer_scaling"])

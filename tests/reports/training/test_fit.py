@@ -159,8 +159,8 @@ def test_without_any_argument_the_settings_are_those_by_default():
         (["--model.mixup=0.8", "--data.batch_size=3"], "data.batch_size: expected an even number"),
         (["photos"], "unrecognized arguments: photos"),
         (["--model.name=dwnet_nanoo"], "the nearest are dwnet_nano"),
-        (["--resume=never.ckpt"], "no such file"),
-        (["--weights=none.pth"], "No such file"),
+        (["--resume=never.ckpt"], "resume: expected a file, found nothing"),
+        (["--weights=none.pth"], "weights: expected a file, found nothing"),
         (["--data.views=imagenet"], "data.root: expected images in files or shards, of which data.views"),
         (["--seed=-1"], "seed: expected a number at least 0, got -1"),
         (["--data.workers=-1"], "data.workers: expected a number at least 0, got -1"),
@@ -169,7 +169,7 @@ def test_without_any_argument_the_settings_are_those_by_default():
         (["--model.ema_decay=1"], "model.ema_decay: expected a number at least 0 and below 1, got 1.0"),
         (["--data.crop_pct=0"], "data.crop_pct: expected a number above 0 and at most 1, got 0.0"),
         (["--model.lr=.nan"], "model.lr: expected a number at least 0, got nan"),
-        (["--model.model_kwargs.window=5"], "model: dwnet_nano has no argument 'window'"),
+        (["--model.model_kwargs.window=5"], "model.name: dwnet_nano has no argument 'window'"),
         (["--trainer.precision=16-mixed"], "trainer.precision: 16-mixed needs a GPU"),
         (["--trainer.accelerator=cuda"], "trainer.accelerator: expected a GPU that PyTorch sees, found none"),
     ],
@@ -181,7 +181,7 @@ def test_wrong_settings_are_refused(few_images, tmp_path, arguments, message, ca
     error = " ".join(capsys.readouterr().err.split())
     assert error.startswith("localmix: error: ") or "localmix: error: " in error
     assert message in error
-    assert not (tmp_path / "run/metrics.csv").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -367,3 +367,16 @@ def test_workers_change_nothing_when_a_run_goes_on(fit, assert_same_runs, few_im
             path.unlink()
     assert fit(tmp_path / "parts", **{**settings, "data.workers": 2}) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_of_another_net_is_refused_before_anything_is_written(tmp_path):
+    from localmix.reports.training.fit import _refuse_other_net
+
+    task = torch.nn.Linear(2, 3)
+    _refuse_other_net(task, (tmp_path, {"state_dict": task.state_dict()}), "net")
+    other = {"weight": torch.zeros(3, 4), "extra": torch.zeros(1)}
+    message = (
+        r"^resume: expected a checkpoint of net, .*missing \(1\) bias; left over \(1\) extra; misshapen \(1\) weight"
+    )
+    with pytest.raises(ValueError, match=message):
+        _refuse_other_net(task, (tmp_path, {"state_dict": other}), "net")

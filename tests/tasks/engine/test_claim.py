@@ -87,3 +87,26 @@ def test_a_claim_holds_within_its_block_and_ends_with_it(tmp_path):
     with claim(folder):
         assert not hold(folder)
     assert hold(folder)
+
+
+@pytest.mark.parametrize("name", ["new", "a/b/new"])
+def test_what_fails_at_once_leaves_nothing(tmp_path, name):
+    with pytest.raises(ValueError, match="refused"), claim(tmp_path / name):
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_or_was_written_stays(tmp_path):
+    (tmp_path / "before").touch()
+    with pytest.raises(ValueError, match="refused"), claim(tmp_path):
+        (tmp_path / "within").touch()
+        raise ValueError("refused")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "within"]
+
+
+def test_who_waited_for_one_that_failed_has_a_claim_of_its_own(holder, tmp_path):
+    """The file that it waited for is no more."""
+    (tmp_path / ".claim").unlink()
+    holder.send_signal(signal.SIGKILL)
+    with claim(tmp_path, patience=10):
+        assert not hold(tmp_path)

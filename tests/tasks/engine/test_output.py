@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import made_folder, output_folder
 
 
 def test_a_folder_is_given_back_and_none_is_made(tmp_path, monkeypatch):
@@ -26,3 +26,19 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # who is root may write anywhere
     with pytest.raises(ValueError, match=r"^output: expected a folder that may be written into, got .*new$"):
         output_folder(tmp_path / "new")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files from anyone")
+def test_a_folder_that_takes_no_files_is_refused():
+    with pytest.raises(ValueError, match=r"^to: expected a folder that takes files, got /proc/x: No such file"):
+        output_folder("/proc/x", name="to")
+
+
+def test_a_folder_that_stays_empty_is_gone_when_it_fails(tmp_path):
+    with pytest.raises(ValueError, match="why"), made_folder(tmp_path / "a/b") as folder:
+        assert folder.is_dir()
+        raise ValueError("why")
+    assert list(tmp_path.iterdir()) == []
+    with made_folder(tmp_path / "a/b"):
+        pass
+    assert (tmp_path / "a/b").is_dir()

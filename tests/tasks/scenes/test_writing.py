@@ -119,6 +119,31 @@ def test_interrupted_set_has_no_name_and_goes_on(folder, tmp_path, monkeypatch):
     assert content(output) == content(folder)
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "scenes"), [("SIGINT", 130, 0), ("SIGINT", 130, 10), ("SIGTERM", 143, 10)]
+)
+def test_a_signal_ends_all_processes_with_a_line(tmp_path, number, status, scenes):
+    """Also while they begin, when there is no scene yet."""
+    output, unfinished = tmp_path / "set", tmp_path / "set.unfinished"
+    command = [sys.executable, "-m", "localmix", "scenes", str(output), "--num-train", "100000", "--workers", "2"]
+
+    def heed_interrupts():
+        # a shell lets what it starts in the background ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
+    )
+    _wait(lambda: (unfinished / "scenes.json").exists() and len(list(unfinished.rglob("*.png"))) >= scenes)
+    time.sleep(0.3)
+    # Ctrl-C goes to all processes of a terminal, a scheduler's signal to one
+    (os.killpg if number == "SIGINT" else os.kill)(process.pid, getattr(signal, number))
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == status
+    assert error == f"interrupted; the same command goes on with what is in {unfinished}\n"
+    assert not output.exists() and "scenes" not in json.loads((unfinished / "scenes.json").read_text())
+
+
 def test_killed_set_has_no_name_and_its_processes_end(tmp_path):
     output, unfinished = tmp_path / "set", tmp_path / "set.unfinished"
     command = [sys.executable, "-m", "localmix", "scenes", str(output), "--num-train", "100000", "--workers", "2"]

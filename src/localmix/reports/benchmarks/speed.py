@@ -21,6 +21,7 @@ from localmix.reports.benchmarks.report import (
     short,
 )
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 
 KINDS = ("operators", "networks")
 HEAD = """# Speed
@@ -36,9 +37,13 @@ def write_page(results: Sequence[Path], output: Path) -> str:
     """Write the page about the results in some folders, or in folders within those; returns what was done.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or there are no results in it.
     """
+    output_folder(output.parent)
     files = [file for folder in results for file in _files(folder)]
+    if not files:
+        folders = ", ".join(map(str, results))
+        raise ValueError(f"results: expected those of `localmix bench ops` or `models`, found none in {folders}")
     text = page({Path(os.path.relpath(file.parent, output.parent)): json.loads(file.read_text()) for file in files})
     write_atomically(output, lambda file: file.write(text.encode()))
     return f"{output}: from {len(files)} results"

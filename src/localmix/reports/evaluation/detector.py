@@ -71,7 +71,7 @@ def load_detector(model: Path | str, weights: str | None = None) -> Detector:
         name = f"{type(net).__name__} on {backbone}"
         return Detector(net, name, classes, not isinstance(net, RetinaNet), source_of(path))
     path = path / CHECKPOINT if path.is_dir() else path
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, name="model")
     if content.get("task") != Detection.kind:
         raise ValueError(f"model: expected a detector in {path}, got {content.get('task', 'classification')}")
     facts = content["hyper_parameters"]

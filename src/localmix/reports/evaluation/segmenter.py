@@ -91,7 +91,7 @@ def load_segmenter(model: Path | str, weights: str | None = None) -> Segmenter:
             )
         return Segmenter(net, facts["architecture"], labelling, *view, source_of(path))
     path = path / CHECKPOINT if path.is_dir() else path
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, name="model")
     if content.get("task") != Segmentation.kind:
         raise ValueError(f"model: expected a segmenter in {path}, got {content.get('task', 'classification')}")
     facts = content["hyper_parameters"]

@@ -13,8 +13,11 @@ from localmix.tasks.engine.run_folder import CHECKPOINT
 DEFAULT = "classification"
 
 
-def task_of(model: str | Path) -> str:
+def task_of(model: str | Path, *, name: str = "model") -> str:
     """The task of a checkpoint, of the folder of a run, of a converted file or a published folder; else classification.
+
+    Args:
+        name: of the argument that errors name.
 
     Raises:
         ValueError: the checkpoint is truncated or foreign.
@@ -23,11 +26,11 @@ def task_of(model: str | Path) -> str:
     if path.is_dir():
         path = path / CHECKPOINT
     if path.suffix == ".ckpt" and path.is_file():
-        return load_checkpoint(path).get("task", DEFAULT)
+        return load_checkpoint(path, name=name).get("task", DEFAULT)
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, framework="pt") as file:
                 return (file.metadata() or {}).get("task", DEFAULT)
         except SafetensorError as error:
-            raise ValueError(f"model: {path} is truncated, damaged or not a safetensors file ({error})") from error
+            raise ValueError(f"{name}: {path} is truncated, damaged or not a safetensors file ({error})") from error
     return DEFAULT

@@ -122,7 +122,7 @@ def from_checkpoint(path: Path, weights: str | None = None) -> Trained:
         OSError: there is no such file.
         ValueError: it is damaged, foreign, of a net that is not known here, or has no such weights.
     """
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, name="model")
     facts = content["hyper_parameters"]
     kind, weights_of_net = weights_in(content, path, weights)
     try:

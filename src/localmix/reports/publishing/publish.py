@@ -9,12 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from localmix.arguments import existing_file
 from localmix.reports.evaluation.published import CARD, CONFIG, WEIGHTS
 from localmix.reports.evaluation.tasks import task_of
 from localmix.reports.evaluation.trained import run_of
 from localmix.reports.metrics import read_metrics
 from localmix.reports.publishing.card import card
 from localmix.reports.publishing.publication import Publication
+from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
 from localmix.tasks.net_file import SUFFIX
 
@@ -50,9 +52,11 @@ def publish(
     checkpoint = source / CHECKPOINT if source.is_dir() else source
     if checkpoint.suffix == SUFFIX:
         raise ValueError(f"source: expected a run or a checkpoint of one, got {checkpoint}")
+    existing_file("source", checkpoint)
     _refuse_to_lose(to, overwrite)
+    output_folder(to, name="to")
     # the module of the task knows what is published of it
-    found: Publication = import_module(f"localmix.reports.publishing.{task_of(checkpoint)}").publication(
+    found: Publication = import_module(f"localmix.reports.publishing.{task_of(checkpoint, name='source')}").publication(
         checkpoint, weights
     )
     evaluations = [_evaluation(Path(file), found) for file in results]
@@ -107,7 +111,7 @@ def _put(partial: Path, to: Path) -> None:
 
 def _evaluation(file: Path, found: Publication) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(existing_file("results", file).read_text())
         kind, model = content["kind"], content["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"results: expected a results.json of `localmix validate` or `test`, got {file}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 
@@ -11,8 +12,8 @@ from localmix.reports.cost_subject import Subject
 from localmix.reports.paper import DATA, NUM_CLASSES, PAPER, SCORES, SIZES, Figure, Origin, paper_row
 from localmix.reports.reproduction.page import Block, Cell, Grid, Heading, Mark, Paragraph
 
-Scores = Mapping[tuple[str, str], tuple[float, ...]]
-"""What runs reached on the paper's data, in the unit of the paper, by task and network."""
+Scores: TypeAlias = Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]]
+"""What runs reached on the paper's data, in the unit of the paper, by task and network and then by the run."""
 
 _SUBJECT = {
     "classification": ("Classification", "Whole networks"),
@@ -79,11 +80,18 @@ def _row(task: str, title: str, network: str, scores: Scores) -> tuple[Cell, ...
     for index in range(len(SCORES[task])):
         figure = paper.scores[index] if paper else None
         if reached:
-            row.append(Cell(f"{reached[index]:.1f}", Mark.HERE))
+            row.append(_reached({run: values[index] for run, values in reached.items()}))
         else:
             row.append(Cell("", Mark.MISSING, f"needs {_TRAINING[task]}; no run of it was given"))
         row.append(Cell(figure.text, Mark.PAPER) if figure else Cell("-", None, UNREAD))
     return tuple(row)
+
+
+def _reached(values: Mapping[str, float]) -> Cell:
+    """What one run reached, or each of several, which are then named below the table."""
+    runs = ", ".join(f"{value:.1f} of `{run}`" for run, value in values.items())
+    why = f"of several evaluations: {runs}" if len(values) > 1 else None
+    return Cell(", ".join(f"{value:.1f}" for value in values.values()), Mark.HERE, why)
 
 
 def _beside(figure: Figure | None, count: int) -> list[Cell]:

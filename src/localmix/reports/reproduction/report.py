@@ -12,9 +12,10 @@ from localmix.reports.reproduction.found import Found
 from localmix.reports.reproduction.page import Block, Grid, Heading, Mark, Paragraph, html, markdown
 from localmix.reports.reproduction.paper_tables import paper_table
 from localmix.reports.reproduction.runs import blocks as section
-from localmix.reports.reproduction.runs import find, score
+from localmix.reports.reproduction.runs import find, scores
 from localmix.reports.reproduction.sections import SECTIONS
 from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.tasks.engine.output import output_folder
 
 PARTS = {
     "paper": "What is reproduced of the paper",
@@ -51,6 +52,8 @@ def report(
     for name, (path, suffixes) in outputs.items():
         if path is not None and Path(path).suffix not in suffixes:
             raise ValueError(f"{name}: expected a name that ends in {suffixes[0]}, got {path}")
+        if path is not None:
+            output_folder(Path(path).parent, name=name)
     if output is None and markdown_output is None:
         raise ValueError("output: expected a file to write into, got none")
     if not parts or not set(parts) <= PARTS.keys():
@@ -79,10 +82,10 @@ def blocks(runs: Sequence[Path], parts: Sequence[str] = tuple(PARTS)) -> list[Bl
     sections = {id(item): section(item) for item in found}
     body: list[Block] = []
     if "paper" in parts:
-        scores = dict(place for item in found if (place := score(item)))
+        reached = scores(found)
         with Display() as display:
             for task in display.track(TASKS, "tables", len(TASKS)):
-                body += paper_table(task, scores)
+                body += paper_table(task, reached)
     for part in parts:
         if part == "paper":
             continue

@@ -9,6 +9,7 @@ from pathlib import Path
 from localmix.reports.paper import NUM_CLASSES, SIZES, paper_row
 from localmix.reports.reproduction.found import Content, Found
 from localmix.reports.reproduction.page import Block
+from localmix.reports.reproduction.paper_tables import Scores
 from localmix.reports.reproduction.sections import SECTIONS, section
 from localmix.tasks.engine.run_folder import METRICS
 
@@ -44,6 +45,22 @@ def score(found: Found) -> tuple[tuple[str, str], tuple[float, ...]] | None:
     if row is None or not of_imagenet or not as_the_paper or content["images"] != IMAGENET_VALIDATION:
         return None
     return ("classification", row.networks[0]), (100 * content["top1"],)
+
+
+def scores(found: Sequence[Found]) -> Scores:
+    """What was reached on the paper's data, by task and network and then by the run, which counts once.
+
+    A run is named by its folder, and by its whole path where folders of one name were given.
+    """
+    placed = {item.path.resolve(): (item.path, place) for item in found if (place := score(item))}.values()
+    paths: dict[tuple[str, str], list[Path]] = {}
+    for path, (subject, _) in placed:
+        paths.setdefault(subject, []).append(path)
+    result: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
+    for path, (subject, values) in placed:
+        alone = [other.name for other in paths[subject]].count(path.name) == 1
+        result.setdefault(subject, {})[path.name if alone else path.as_posix()] = values
+    return result
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Found], list[Path]]:

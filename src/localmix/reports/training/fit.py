@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from localmix.tasks.engine.guard import Guard, NonFinite
 from localmix.tasks.engine.record import Record
 from localmix.tasks.engine.saving import Saving, newest_checkpoint
 from localmix.tasks.engine.stopping import STOPPED, Stopped, Stopping
+from localmix.tasks.engine.task import Task
 from localmix.tasks.engine.training import PATIENCE, batches, fit, loaders, new_task, new_trainer
 from localmix.tasks.engine.workers import default_workers
 
@@ -70,7 +71,8 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         claims.enter_context(claim(folder, patience=PATIENCE))
     resumed = _checkpoint(settings, folder, say)
     what = kind(settings.task)
-    data = what.load(settings.data, say)
+    with _as_settings("data", settings.data, {"data": "root", "data_root": "folder"}):
+        data = what.load(settings.data, say)
     device = trainer.strategy.root_device.type
     if device == "cpu" and settings.trainer.precision == "16-mixed":
         raise ValueError("trainer.precision: 16-mixed needs a GPU, expected bf16-mixed or 32-true on a CPU")
@@ -83,23 +85,27 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     }
     if resumed:
         _refuse_other_settings(facts, resumed[1], explicit=settings.resume != "auto")
-    task = new_task(what.task, _recipe(settings.model), data, settings.seed)
+    with _as_settings("model", settings.model, {"model": "name"}):
+        task = new_task(what.task, _recipe(settings.model), data, settings.seed)
+    if resumed:
+        _refuse_other_net(task, resumed, settings.model.name)
     if settings.weights and not resumed:
         say(task.begin_with(settings.weights))
     workers = settings.data.workers
     if workers is None:
         processes = trainer.world_size // trainer.num_nodes
         workers = default_workers(in_memory=data.in_memory, device=device, processes=processes)
-    training, validation = loaders(
-        data,
-        settings.data.batch_size,
-        trainer=trainer,
-        seed=settings.seed,
-        workers=workers,
-        augment=settings.data.get("augment", True),
-        steps=settings.data.get("steps_per_epoch"),
-        validation_batch_size=what.validation_batch_size,
-    )
+    with _as_settings("data", settings.data, {"steps": "steps_per_epoch"}):
+        training, validation = loaders(
+            data,
+            settings.data.batch_size,
+            trainer=trainer,
+            seed=settings.seed,
+            workers=workers,
+            augment=settings.data.get("augment", True),
+            steps=settings.data.get("steps_per_epoch"),
+            validation_batch_size=what.validation_batch_size,
+        )
     record = Record(folder, batches(training), seed=settings.seed)
     task.check_batch_size(record.batches.batch_size)
     task.images_per_step = record.batches.images_per_step
@@ -153,7 +159,7 @@ def _checkpoint(settings: Namespace, folder: Path, say: Callable[[str], Any]) ->
             raise ValueError(f"output: {folder} holds a run; choose another folder, or resume it")
         return None
     path = Path(settings.resume)
-    return path, load_checkpoint(path)
+    return path, load_checkpoint(path, name="resume")
 
 
 def _refuse_other_settings(facts: dict[str, Any], checkpoint: dict[str, Any], explicit: bool) -> None:
@@ -174,6 +180,39 @@ def _refuse_other_settings(facts: dict[str, Any], checkpoint: dict[str, Any], ex
         )
     if before["fingerprint"] != facts["fingerprint"]:
         raise ValueError("data.root: the images are not those that the run began with (names or sizes differ)")
+
+
+def _refuse_other_net(task: Task, resumed: tuple[Path, dict[str, Any]], model: str) -> None:
+    """Raise if the checkpoint holds the weights of another net, which Lightning would find once it has begun."""
+    path, checkpoint = resumed
+    there = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+    expected = {name: value.shape for name, value in task.state_dict().items()}
+    wrong = {
+        "missing": [name for name in expected if name not in there],
+        "left over": [name for name in there if name not in expected],
+        "misshapen": [name for name in expected if name in there and there[name] != expected[name]],
+    }
+    if any(wrong.values()):
+        found = "; ".join(f"{what} ({len(names)}) {', '.join(names[:3])}" for what, names in wrong.items() if names)
+        raise ValueError(f"resume: expected a checkpoint of {model}, got {path}, which does not belong to it: {found}")
+
+
+@contextmanager
+def _as_settings(group: str, settings: Namespace, other_names: dict[str, str]) -> Generator[None]:
+    """Errors of functions name their arguments; here they name the settings that these arguments come from.
+
+    Args:
+        group: "data" or "model".
+        other_names: of settings of the group, by the name of the argument.
+    """
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(": ")
+        name = other_names.get(name, name)
+        if name not in settings or not rest:
+            raise
+        raise ValueError(f"{group}.{name}: {rest}") from error
 
 
 def _recipe(model: Namespace) -> dict[str, Any]:

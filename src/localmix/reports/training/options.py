@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from localmix.arguments import choice, positive
+from localmix.arguments import choice, existing_file, positive
 from localmix.reports.training.kinds import KINDS, Kind, kind
 
 
@@ -206,10 +206,11 @@ def _contents(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
     """What a file of settings holds, behind what those hold that it builds on."""
     if file in above:
         raise ValueError(f"base: {' -> '.join(map(str, (*above, file)))} go round in a circle")
+    existing_file("base" if above else "config", file)
     try:
         content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {file} is no YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"config: expected settings in {file}, got {type(content).__name__}")
     base = content.pop("base", None)

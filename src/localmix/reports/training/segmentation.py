@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from localmix.arguments import existing_folder
 from localmix.reports.training.kinds import Kind
 from localmix.tasks.segmentation.data import Scenes, load_scenes
 from localmix.tasks.segmentation.labels import find_labelling
@@ -52,9 +53,7 @@ class DataOptions:
 
 def load(data: Namespace, say: Callable[[str], None]) -> Scenes:
     """The scenes that the settings name, shown as they say."""
-    root = Path(data.root)
-    if not root.is_dir():
-        raise ValueError(f"data.root: expected a folder of images and label maps, got {root}, which does not exist")
+    root = existing_folder("data.root", Path(data.root), "of images and label maps")
     if len(data.scale) != 2:
         raise ValueError(f"data.scale: expected two factors, got {data.scale}")
     options = ("size", "short_side", "scale", "largest_share", "distort", "check")

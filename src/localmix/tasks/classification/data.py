@@ -267,6 +267,9 @@ def _named(
 ) -> Images:
     from timm.data import create_dataset
 
+    if data_root is None and scheme != "hfds":
+        raise ValueError(f"data_root: expected the folder where {data!r} lies, got none")
+
     def create(split: str) -> Any:
         try:
             return create_dataset(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from localmix.arguments import existing_folder
 from localmix.tasks.classification.class_index import CLASS_INDICES, read_class_index, some
 from localmix.tasks.images import EXTENSIONS, read_image
 
@@ -97,6 +98,7 @@ def read_tree(root: Path) -> Tree:
         ValueError: the folder has no class folders, an empty one, or others for validation than for training; or a
             file with the classes or labels does not fit the folders.
     """
+    existing_folder("data", root, "of images")
     layout = next((root / folder for folder in KAGGLE_FOLDERS if (root / folder / "train").is_dir()), root)
     train_folder, validation_folder = _split_folders(layout)
     beside = _beside(root, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from localmix.tasks.classification.shard_format import (
 from localmix.tasks.classification.shard_progress import Progress, Written, refuse_other
 from localmix.tasks.classification.shard_reading import damaged_chunks
 from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import made_folder
 from localmix.tasks.images import CorruptImage, decode_image
 
 SAMPLE = 64
 """Images whose size decides how many go into a chunk."""
+LOCK = ".lock"
+"""Name of the file that is locked; it stays, empty, where shards were written."""
 
 
 def write_shards(
@@ -85,14 +88,22 @@ def write_shards(
         tree = hold_out(tree)
     for notice in tree.notices:
         announce(notice)
-    output_folder(output).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock", timeout=0)
-    try:
-        with lock:
+    path = output / LOCK
+    is_new = not path.exists()
+    with made_folder(output), ExitStack() as locked:
+        try:
+            locked.enter_context(FileLock(path, timeout=0))
+        except Timeout:
+            raise ValueError(f"output: another process is writing {output}") from None
+        try:
             writer = ShardWriter(tree, output, size=size, quality=quality, chunk_mb=chunk_mb)
             manifest = writer.run(workers, on_corrupt, track)
-    except Timeout:
-        raise ValueError(f"output: another process is writing {output}") from None
+        except BaseException:
+            # while it is locked: afterwards it may be that of another process
+            with suppress(OSError):
+                if is_new:
+                    path.unlink()
+            raise
     for line in summary(manifest):
         announce(f"{output}: {line}")
     return manifest

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localmix.arguments import existing_folder
 from localmix.tasks.detection.coco import CocoImages
 from localmix.tasks.detection.samples import TrainingImages, ValidationImages
 from localmix.tasks.detection.views import DetectionViews
@@ -91,8 +92,7 @@ def split_of(root: Path, name: str, images: str | None = None) -> tuple[Path, Pa
     Raises:
         ValueError: they are not there.
     """
-    if not root.is_dir():
-        raise ValueError(f"data.root: expected a folder with COCO's json files, got {root}, which does not exist")
+    existing_folder("data.root", root, "with COCO's json files")
     if name.endswith(".json"):
         file = root / name
         split = file.stem.removeprefix("instances_")

@@ -33,7 +33,7 @@ def begin_with(net: OnPyramid, source: str, model: str, **options: Any) -> str:
         FileNotFoundError: there is no such file.
         ValueError: the weights are not those of the net, or of its backbone.
     """
-    weights = {} if source == PRETRAINED else _named(read_checkpoint(Path(source)))
+    weights = {} if source == PRETRAINED else _named(read_checkpoint(Path(source), name="weights"))
     if any(name.startswith(PYRAMID) for name in weights):
         return _whole(net, weights, source)
     classifier: Any = create_model(model, **options)

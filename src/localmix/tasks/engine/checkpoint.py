@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import torch
 
+from localmix.arguments import existing_file
+
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint wholly or not at all; see `write_atomically`."""
@@ -53,30 +55,32 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, name: str = "checkpoint") -> dict[str, Any]:
     """The content of a checkpoint of this package, on the CPU; nothing in the file can run code.
+
+    Args:
+        name: of the argument that errors name.
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         ValueError: the file is truncated or foreign; says which and why.
     """
-    if not path.exists():
-        raise FileNotFoundError(2, "checkpoint: no such file", str(path))
-    damage = _damage(path)
+    damage = _damage(existing_file(name, path))
     if damage:
-        raise ValueError(f"checkpoint: {path} {damage}")
+        raise ValueError(f"{name}: {path} {damage}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint: {path} holds more than tensors and plain values, which could run code; refused"
+            f"{name}: {path} holds more than tensors and plain values, which could run code; refused"
         ) from error
     except Exception as error:
-        raise ValueError(f"checkpoint: {path} cannot be read: {error}") from error
+        raise ValueError(f"{name}: {path} cannot be read: {error}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         found = sorted(map(str, checkpoint))[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(
-            f"checkpoint: {path} was not written by localmix: "
+            f"{name}: {path} was not written by localmix: "
             f"expected the keys 'state_dict' and 'hyper_parameters', got {found}"
         )
     return checkpoint

@@ -171,5 +171,5 @@ def _interruptible() -> Generator[None]:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(*error.__context__.args) from None
         raise

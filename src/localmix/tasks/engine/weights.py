@@ -36,7 +36,7 @@ def load_weights(net: nn.Module, source: str, model: str) -> str:
             raise ValueError(f"weights: expected a file, got {PRETRAINED!r}, but timm has no weights of {model}")
         load_pretrained(net, num_classes=facts.num_classes)
         return f"weights: begins with those that timm has of {model}"
-    weights = _weights(net, read_checkpoint(Path(source)))
+    weights = _weights(net, read_checkpoint(Path(source), name="weights"))
     expected = net.state_dict()
     classifier = facts.pretrained_cfg.get("classifier") or ()
     left_out = []

@@ -8,12 +8,13 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from localmix.arguments import pair, positive
 from localmix.tasks.classification.folders import Announce, Track
@@ -33,6 +34,9 @@ FORMAT = 1
 LEAST_SIDE = 32
 ROUND = 512
 """Scenes that are under way at a time."""
+CHUNK = 8
+"""Scenes that a process is given at a time."""
+_Map: TypeAlias = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
 
 
 def write_scenes(
@@ -93,7 +97,11 @@ def write_scenes(
         with claim(unfinished):
             if not (unfinished / SETTINGS).exists():
                 _write_json(unfinished / SETTINGS, {"settings": settings})
-            content = _write(unfinished, settings, workers, track)
+            try:
+                content = _write(unfinished, settings, workers, track)
+            except KeyboardInterrupt:
+                announce(f"interrupted; the same command goes on with what is in {unfinished}")
+                raise
             # on the disk before it has its name
             if hasattr(os, "sync"):
                 os.sync()
@@ -154,11 +162,11 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, track: Track) -
     content: dict[str, Any] = {"settings": settings, "scenes": {}, "objects": {}}
     options = {"size": tuple(settings["size"]), "max_objects": settings["max_objects"], "seed": settings["seed"]}
     plain = settings["plain"]
-    with _pool(workers) as pool:
+    with _pool(workers) as mapped:
         for split in SPLITS:
             number = settings[f"num_{split}"]
             annotations: list[dict[str, Any]] = []
-            for index, items in enumerate(track(_scenes(pool, folder, split, number, options, plain), split, number)):
+            for index, items in enumerate(track(_scenes(mapped, folder, split, number, options, plain), split, number)):
                 annotations.extend(
                     [{"id": len(annotations) + k, "image_id": index, **o} for k, o in enumerate(items, 1)]
                 )
@@ -176,7 +184,7 @@ def _write(folder: Path, settings: dict[str, Any], workers: int, track: Track) -
 
 
 def _scenes(
-    pool: ProcessPoolExecutor | None, folder: Path, split: str, number: int, options: dict[str, Any], plain: bool
+    mapped: _Map, folder: Path, split: str, number: int, options: dict[str, Any], plain: bool
 ) -> Iterator[list[dict[str, Any]]]:
     """Write the scenes of a split that are missing; gives the annotations of each, in order."""
     for kind in ("images", "annotations"):
@@ -184,7 +192,7 @@ def _scenes(
     work = partial(_scene, folder, split, options, plain)
     for start in range(0, number, ROUND):
         indices = range(start, min(start + ROUND, number))
-        yield from pool.map(work, indices, chunksize=8) if pool else map(work, indices)
+        yield from mapped(work, indices)
 
 
 def _scene(folder: Path, split: str, options: dict[str, Any], plain: bool, index: int) -> list[dict[str, Any]]:
@@ -230,21 +238,62 @@ def _write_json(path: Path, content: dict[str, Any], indent: int | None = None) 
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
-class _InThisProcess:
-    """In the place of a pool."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _pool(workers: int) -> Any:
+@contextmanager
+def _pool(workers: int) -> Generator[_Map]:
+    """What maps over indices in processes, or in this one if one is asked for; an error ends them at once."""
     if workers == 1:
-        return _InThisProcess()
+        yield map
+        return
     context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    if context.get_start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running
+
+        with _waiting(signal.SIGINT):  # and what is forked from the server never hears it
+            ensure_running()
+    others = multiprocessing.active_children()
+    with ExitStack() as stack:
+        with _waiting(signal.SIGINT, signal.SIGTERM):  # a process that is begun by half says so
+            pool = stack.enter_context(context.Pool(workers, initializer=_begin))
+        processes = [process for process in multiprocessing.active_children() if process not in others]
+
+        def mapped(work: Callable[[int], Any], indices: Sequence[int]) -> Iterator[Any]:
+            chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+            for results in _answers(pool.imap(partial(_several, work), chunks), processes):
+                yield from results
+
+        yield mapped
+
+
+def _several(work: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
+    return [work(index) for index in indices]
+
+
+@contextmanager
+def _waiting(*signals: signal.Signals) -> Generator[None]:
+    """Signals within it come at its end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _answers(results: Any, processes: Sequence[BaseProcess]) -> Iterator[Any]:
+    """The results; a pool waits for ever for those of a process that was killed."""
+    while True:
+        try:
+            yield results.next(timeout=1.0)
+        except StopIteration:
+            return
+        except multiprocessing.TimeoutError:
+            if not all(process.is_alive() for process in processes):
+                raise ChildProcessError(
+                    "workers: a process that composes scenes has ended, perhaps for want of memory; "
+                    "the same command goes on"
+                ) from None
 
 
 def _begin() -> None:

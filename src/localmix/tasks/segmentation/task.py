@@ -219,5 +219,5 @@ def labelling_of(facts: dict[str, Any]) -> Labelling:
 
 def _is_segmenter(path: str) -> bool:
     """Whether a file of weights has those of a decoder."""
-    content = read_checkpoint(Path(path))
+    content = read_checkpoint(Path(path), name="weights")
     return any("decode_head." in key for key in content.get("state_dict", content))

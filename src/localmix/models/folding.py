@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from localmix.axes import Positions
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, LocalMixer, Mixer
+from localmix.layers.channels_last import Pointwise
 from localmix.layers.source import HomogeneousKernel, InhomogeneousKernel
 from localmix.models.dwnet import DWNetBlock
+from localmix.models.linear import Linear
 
 
 class Affine(nn.Module):
@@ -39,8 +41,8 @@ def fold(model: nn.Module) -> nn.Module:
 
     which goes into the pointwise map, kernel, predictor of kernels or output projection in front of it, or into the MLP
     behind it; behind a mixer whose weights a group of channels shares, or a softmax normalises, it stays, as one
-    multiply-add. The outputs are those of `model.eval()` up to rounding. Other modules, those of layer norms among
-    them, are copied as they are.
+    multiply-add. Linear maps become ones that take the faster library on a CPU. The outputs are those of `model.eval()`
+    up to rounding. Other modules, layer norms among them, are copied as they are.
 
     The copy is in evaluation mode; `model` is left as it is.
 
@@ -63,6 +65,9 @@ def fold(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, DWNetBlock):
                 _fold_block(module)
+    for module in model.modules():
+        if type(module) in (nn.Linear, Pointwise):
+            module.__class__ = Linear  # the same parameters and hooks under the same names
     return model
 
 

@@ -123,6 +123,16 @@ int64_t parts_of_channels(const SharedWeightProblem* p, int64_t units, int64_t t
 
 LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen->local_weight.name; }
 
+// 1 if AMD, or Hygon by its licence, made this processor.
+LOCALMIX_PUBLIC int localmix_is_amd() {
+#ifdef LOCALMIX_X86
+  unsigned most, vendor[3];
+  if (__get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]))
+    return !std::memcmp(vendor, "AuthenticAMD", 12) || !std::memcmp(vendor, "HygonGenuine", 12);
+#endif
+  return 0;
+}
+
 // For tests: 0 if the set of that name runs here from now on, 1 if this processor has none such.
 LOCALMIX_PUBLIC int localmix_use_instruction_set(const char* name) {
   const Kernels* named = choose(name);

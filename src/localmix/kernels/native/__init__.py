@@ -9,7 +9,7 @@ from torch import Tensor
 
 from localmix.exporting import reason_for_plain_operators
 from localmix.kernels.native import library
-from localmix.kernels.native.library import MISSING, description
+from localmix.kernels.native.library import MISSING, description, is_amd
 from localmix.kernels.native.local_products import neighborhood_products
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
 from localmix.kernels.native.pairwise_weight import neighborhood_attention, window_attention
@@ -22,6 +22,7 @@ __all__ = [
     "description",
     "homogeneous_convolution",
     "inhomogeneous_convolution",
+    "is_amd",
     "local_mlp",
     "neighborhood_attention",
     "neighborhood_products",

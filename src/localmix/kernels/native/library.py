@@ -37,6 +37,12 @@ def instruction_set() -> str:
     return library().localmix_instruction_set().decode()
 
 
+@functools.cache
+def is_amd() -> bool:
+    """Whether the processor is known to be one of AMD's; without kernels nothing is known."""
+    return not MISSING and bool(library().localmix_is_amd())
+
+
 def pointer(t: Tensor | None) -> ctypes.c_void_p:
     """Where the numbers of a tensor begin; null for none."""
     return ctypes.c_void_p(None if t is None else t.data_ptr())

@@ -9,6 +9,7 @@ import torch
 import localmix
 from localmix import kernels
 from localmix.kernels import native, triton
+from localmix.models.linear import is_faster
 from localmix.reports.environment import cpu_name, version
 from localmix.tasks.classification.parallel import cpu_cores
 
@@ -42,6 +43,7 @@ def _kernels() -> list[str]:
     peers = {name: version(name) for name in ("natten", "flash-attn")}
     return [
         native.description(),
+        f"linear maps of folded networks on the CPU: {'oneDNN' if is_faster() else 'as PyTorch has them'}",
         f"GPU kernels: {gpu}",
         *(f"{name}: {number or 'not installed'}" for name, number in peers.items()),
     ]

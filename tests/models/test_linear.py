@@ -59,12 +59,19 @@ def test_for_inference_in_float32_alone(calls):
         net(x[:0])
         with torch.autocast("cpu", torch.bfloat16):
             assert net(x).dtype == torch.bfloat16
-        torch.compile(net, backend="eager", fullgraph=True)(x)
-        torch.export.export(net, (x,))
         torch.vmap(net)(x[None])
         assert not calls
         net(x)
     assert len(calls) == 1
+
+
+def test_a_compiler_and_an_export_see_one_graph_of_an_ordinary_map():
+    net, x = layer(), torch.randn(500, 96)
+    with torch.no_grad():
+        compiled = torch.compile(net, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x), nn.functional.linear(x, net.weight, net.bias))
+        operators = {node.target for node in torch.export.export(net, (x,)).graph.nodes if node.op == "call_function"}
+    assert operators == {torch.ops.aten.linear.default}
 
 
 def test_not_where_it_is_not_known_to_be_faster(calls, monkeypatch):

@@ -30,12 +30,12 @@ class Linear(nn.Linear):
         return (
             not torch.is_grad_enabled()
             and isinstance(x, Tensor)
+            and not is_watched((x, self.weight, self.bias))  # a compiler would stop at the questions that follow
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() * self.out_features >= _LEAST_PRODUCTS
             and x.device.type == self.weight.device.type == "cpu"
             and is_faster()
             and not torch.is_autocast_enabled("cpu")
-            and not is_watched((x, self.weight, self.bias))
         )
 
 

@@ -65,7 +65,7 @@ def test_numbers_of_the_page():
     ]
     text = page({Path("../benchmarks/results/ops_cpu"): results(rows)})
     for line in (
-        "| operators | [float32, batch 4](#ops_cpu) | not run yet |",
+        "| operators | [a CPU, float32, batch 4](#ops_cpu) | not run yet |",
         "| networks | not run yet | not run yet |",
         "|  | 7 × 7 × 64 | 14 × 14 × 32 | geometric mean |",
         "| floor | 0.500 | 0.500 |  |",
@@ -82,7 +82,7 @@ def test_numbers_of_the_page():
 
 def test_a_gpu_has_a_column():
     text = page({Path("a"): results([row("aten", 1.0, is_ours=True)], device="cuda")})
-    assert "| operators | not run yet | [float32, batch 4](#a) |" in text
+    assert "| operators | not run yet | [a GPU, float32, batch 4](#a) |" in text
 
 
 @pytest.mark.parametrize("graph", [True, False])
@@ -91,7 +91,7 @@ def test_graphs_say_so_in_titles_links_and_tables(graph, tmp_path):
     these = results([row("aten", 1.0, is_ours=True)], device="cuda")
     these["settings"]["graph"] = graph
     text = page({Path("a"): these})
-    assert ("[float32, batch 4, CUDA graphs](#a)" in text) == graph
+    assert ("[a GPU, float32, batch 4, CUDA graphs](#a)" in text) == graph
     assert ("## Operators on a GPU, float32, batch 4, CUDA graphs, torch 2.11" in text) == graph
     assert (GRAPHS in text) == graph
     # the figure says it too

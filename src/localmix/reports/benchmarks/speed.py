@@ -71,7 +71,7 @@ def _coverage(results: dict[Path, dict[str, Any]]) -> list[str]:
     for kind in KINDS:
         ran = [
             [
-                f"[{setting(content)}](#{folder.name})"
+                f"[{_processor(content)}, {setting(content)}](#{folder.name})"
                 for folder, content in results.items()
                 if content["kind"] == kind and content["environment"]["hardware"]["device"] == device
             ]
@@ -80,6 +80,11 @@ def _coverage(results: dict[Path, dict[str, Any]]) -> list[str]:
         body.append([kind, *(", ".join(links) or "not run yet" for links in ran)])
     table = ["| | on a CPU | on a GPU |", "|---|---|---|", *("| " + " | ".join(line) + " |" for line in body)]
     return ["\n".join(table), "Of what is not in this table nothing is known, and nothing is claimed."]
+
+
+def _processor(results: dict[str, Any]) -> str:
+    hardware = results["environment"]["hardware"]
+    return hardware["gpu"] or hardware["cpu"]
 
 
 def _section(folder: Path, results: dict[str, Any]) -> list[str]:

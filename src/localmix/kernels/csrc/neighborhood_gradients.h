@@ -1,7 +1,7 @@
 // The gradients of attention in neighborhoods.
 //
-// Those of the scores and of the queries are made as the weights are, lane by query. What is added to keys and values goes
-// by keys instead: a matrix product of the weights, laid out by query and key, and of the queries.
+// Those of the scores and of the queries are made as the weights are, lane by query. What is added to keys and values
+// goes by keys instead: a matrix product of the weights, laid out by query and key, and of the queries.
 #pragma once
 
 #include "neighborhood_weights.h"

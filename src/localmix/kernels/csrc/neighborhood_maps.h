@@ -1,8 +1,8 @@
 // The neighborhoods of a map: which steps of an axis each position sees, and rows of a head in scratch.
 //
 // Positions a dilation apart form a map of their own, a residue: its lines are taken one after the other, its columns
-// lie side by side in scratch. Queries side by side fill the lanes of a vector, a block. Its lanes see tap `j` in columns
-// that lie side by side too, but for those at a border, where the neighborhood stops while the query goes on.
+// lie side by side in scratch. Queries side by side fill the lanes of a vector, a block. Its lanes see tap `j` in
+// columns that lie side by side too, but for those at a border, where the neighborhood stops while the query goes on.
 #pragma once
 
 #include "floats.h"
@@ -95,7 +95,8 @@ struct Anywhere {
   }
 };
 
-// Queries side by side, as many as a vector has lanes or, at the end of the row, fewer: lanes without one repeat the last.
+// Queries side by side, as many as a vector has lanes or, at the end of the row, fewer: lanes without one repeat the
+// last.
 struct Block {
   int64_t column, queries;
   int64_t taps;  // of the lane that has most

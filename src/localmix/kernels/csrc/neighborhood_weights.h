@@ -1,7 +1,8 @@
 // The weights of some rows of queries: scores, their softmax, and the sums that they weigh.
 //
-// Queries side by side are the lanes of a vector, and some rows of them are taken together: a number of a key or value
-// that is read serves each of these rows, scores and sums stay in registers, and the softmax never goes across a vector.
+// Queries side by side are the lanes of a vector, and some rows of them are taken together: a number of a key or
+// value that is read serves each of these rows, scores and sums stay in registers, and the softmax never goes across a
+// vector.
 #pragma once
 
 #include "neighborhood_maps.h"
@@ -163,7 +164,8 @@ class Weights {
   }
 
   // Scores become exponentials of scores plus bias; gives 1 / their sum.
-  LOCALMIX_ONCE Vector soften(const PairwiseProblem& p, const Axis::Step& line, const Block& block, int row, const float* bias) {
+  LOCALMIX_ONCE Vector soften(const PairwiseProblem& p, const Axis::Step& line, const Block& block, int row,
+                              const float* bias) {
     float* const w = this->row(row);
     const int64_t taps = line.count * block.taps;
     Vector most = {}, sums = {};
@@ -192,7 +194,8 @@ class Weights {
   }
 
   // y[row][channel][lane] = sum over the taps of weight * value
-  LOCALMIX_ONCE void mix(const PairwiseProblem& p, const Lines& lines, const Block& block, const Rows& values, float* y) {
+  LOCALMIX_ONCE void mix(const PairwiseProblem& p, const Lines& lines, const Block& block, const Rows& values,
+                         float* y) {
     std::fill_n(y, lines.rows * p.dim * kLanes, 0.0f);
     block.with_taps([&](auto tap) LOCALMIX_INLINE {
       int64_t d = 0;

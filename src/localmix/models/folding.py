@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from localmix.axes import Positions
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, LocalMixer, Mixer
 from localmix.layers.channels_last import Pointwise
+from localmix.layers.linear import Linear
 from localmix.layers.source import HomogeneousKernel, InhomogeneousKernel
 from localmix.models.dwnet import DWNetBlock
-from localmix.models.linear import Linear
 
 
 class Affine(nn.Module):

@@ -1,4 +1,5 @@
 import logging
+from argparse import Namespace
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_workers_count_together(folder, caplog):
     batches._shutdown_workers()
     # What a worker raises comes with its traceback; the user of a command sees the message.
     assert "Traceback" in str(error.value)
-    assert cli._message(error.value).startswith("data: more than max_corrupt = 2 corrupt images: ")
+    assert cli._message(error.value, Namespace()).startswith("data: more than max_corrupt = 2 corrupt images: ")
 
 
 def test_corrupt_validation_image_is_refused(folder):

@@ -1,5 +1,6 @@
 import json
 import pickle
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_damage_that_a_worker_meets_is_named(shards):
     with pytest.raises(ValueError, match="Traceback") as error:
         next(batches)
     batches._shutdown_workers()
-    assert cli._message(error.value).startswith(f"data: {path} is damaged (")
+    assert cli._message(error.value, Namespace()).startswith(f"data: {path} is damaged (")
 
 
 def test_missing_chunk_is_named(shards):

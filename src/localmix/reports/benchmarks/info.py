@@ -9,7 +9,7 @@ import torch
 import localmix
 from localmix import kernels
 from localmix.kernels import native, triton
-from localmix.models.linear import is_faster
+from localmix.layers.linear import is_faster
 from localmix.reports.environment import cpu_name, version
 from localmix.tasks.classification.parallel import cpu_cores
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from localmix.kernels import native
-from localmix.models import create_model, fold, linear
-from localmix.models.linear import Linear
+from localmix.layers import linear
+from localmix.layers.linear import Linear
+from localmix.models import create_model, fold
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from localmix import __version__
-from localmix.models.convert import read_checkpoint
+from localmix.models.checkpoint_reading import read_checkpoint
 from localmix.tasks.engine.checkpoint import write_atomically
 
 SUFFIX = ".safetensors"

@@ -43,12 +43,6 @@ class Axis {
 
 typedef int32_t Lanes __attribute__((vector_size(LOCALMIX_VECTOR_BYTES)));
 
-inline Lanes lane_numbers() {
-  Lanes lanes;
-  for (int l = 0; l < kLanes; ++l) lanes[l] = l;
-  return lanes;
-}
-
 // The numbers of some vectors, one or two, that `lanes` says.
 template <int Vectors>
 inline Vector pick(const float* row, const Lanes& lanes) {
@@ -71,18 +65,12 @@ struct SideBySide {
   Vector operator()(const float* row, int64_t j) const { return load(row + base + j); }
 };
 
-struct WithinOne {
+template <int Vectors>
+struct Within {
   static constexpr bool kIsRare = false;
   int64_t base;
   Lanes first;
-  Vector operator()(const float* row, int64_t j) const { return pick<1>(row + base + j, first); }
-};
-
-struct WithinTwo {
-  static constexpr bool kIsRare = false;
-  int64_t base;
-  Lanes first;
-  Vector operator()(const float* row, int64_t j) const { return pick<2>(row + base + j, first); }
+  Vector operator()(const float* row, int64_t j) const { return pick<Vectors>(row + base + j, first); }
 };
 
 struct Anywhere {
@@ -113,8 +101,8 @@ struct Block {
   template <typename F>
   LOCALMIX_INLINE void with_taps(F f) const {
     if (reach == kSideBySide) return f(SideBySide{base});
-    if (reach == kWithinOne) return f(WithinOne{base, first});
-    if (reach == kWithinTwo) return f(WithinTwo{base, first});
+    if (reach == kWithinOne) return f(Within<1>{base, first});
+    if (reach == kWithinTwo) return f(Within<2>{base, first});
     f(Anywhere{columns.data()});
   }
 };

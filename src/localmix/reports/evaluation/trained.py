@@ -17,7 +17,8 @@ from torch import nn
 
 from localmix.arguments import choice
 from localmix.models import NAMES, create_model
-from localmix.models.convert import convert_state_dict, read_checkpoint
+from localmix.models.checkpoint_reading import read_checkpoint
+from localmix.models.convert import convert_state_dict
 from localmix.reports.evaluation.published import is_published
 from localmix.reports.evaluation.tasks import DEFAULT, task_of
 from localmix.reports.evaluation.view import View

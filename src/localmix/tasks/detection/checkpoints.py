@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localmix.models.convert import convert_state_dict, padding_of, read_checkpoint, unwrap
+from localmix.models.checkpoint_reading import read_checkpoint, unwrap
+from localmix.models.convert import convert_state_dict, padding_of
 from localmix.models.layouts import Row, Shape
 from localmix.tasks.detection.detectors import detector
 from localmix.tasks.detection.feature_pyramid import OnPyramid

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from localmix.models import create_model
-from localmix.models.convert import read_checkpoint
+from localmix.models.checkpoint_reading import read_checkpoint
 from localmix.tasks.detection.feature_pyramid import OnPyramid
 from localmix.tasks.engine.weights import PRETRAINED, load_weights
 

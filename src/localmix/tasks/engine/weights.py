@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from localmix.models import Hierarchy
-from localmix.models.convert import checkpoint_filter, read_checkpoint
+from localmix.models.checkpoint_reading import read_checkpoint
+from localmix.models.convert import checkpoint_filter
 
 PRETRAINED = "pretrained"
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localmix.models.convert import convert_state_dict, padding_of, read_checkpoint, unwrap
+from localmix.models.checkpoint_reading import read_checkpoint, unwrap
+from localmix.models.convert import convert_state_dict, padding_of
 from localmix.tasks.net_file import SUFFIX, read_net, write_net
 from localmix.tasks.segmentation.upernet import UPerNet, upernet
 

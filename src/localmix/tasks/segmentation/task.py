@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from localmix.models import Hierarchy, create_model
-from localmix.models.convert import read_checkpoint
+from localmix.models.checkpoint_reading import read_checkpoint
 from localmix.tasks.engine.schedule import ByFactor
 from localmix.tasks.engine.task import Task
 from localmix.tasks.engine.weights import PRETRAINED, load_weights

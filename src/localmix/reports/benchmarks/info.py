@@ -43,10 +43,15 @@ def _kernels() -> list[str]:
     peers = {name: version(name) for name in ("natten", "flash-attn")}
     return [
         native.description(),
-        f"linear maps of folded networks on the CPU: {'oneDNN' if is_faster() else 'as PyTorch has them'}",
+        f"linear maps of folded networks on the CPU: {_linear_maps()}",
         f"GPU kernels: {gpu}",
         *(f"{name}: {number or 'not installed'}" for name, number in peers.items()),
     ]
+
+
+def _linear_maps() -> str:
+    by_onednn = [str(dtype).removeprefix("torch.") for dtype in (torch.float32, torch.bfloat16) if is_faster(dtype)]
+    return f"oneDNN in {' and '.join(by_onednn)}" if by_onednn else "as PyTorch has them"
 
 
 def _choices(device: str) -> str:

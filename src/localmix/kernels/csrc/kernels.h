@@ -2,7 +2,7 @@
 #pragma once
 
 #include "local_weight.h"
-#include "numbers.h"
+#include "conversions.h"
 
 #include <new>
 

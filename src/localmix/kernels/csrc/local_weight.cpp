@@ -16,18 +16,19 @@ namespace {
 // The weights of some positions as float [count][K][lanes]: where they lie if that is how they lie, else in `scratch`.
 template <typename T>
 const float* weights_at(const Shape& s, const T* weight, int64_t position, int64_t count, float* scratch) {
-  const int64_t groups = s.problem.groups, of_tap = s.problem.weight_tap_stride;
-  const int64_t of_group = s.problem.weight_group_stride;
-  const T* source = weight + position * groups * s.taps;
+  const int64_t groups = s.problem.groups, each = groups * s.taps;
+  const T* source = weight + position * each;
   if (s.direct) return reinterpret_cast<const float*>(source);
-  for (int64_t i = 0; i < count; ++i, source += groups * s.taps) {
+  const bool turned = s.problem.weight_group_stride != 1;
+  UnsetFloats numbers(turned ? each : 0);
+  for (int64_t i = 0; i < count; ++i, source += each) {
     float* target = scratch + i * s.taps * s.lanes;
-    if (of_group == 1) {
-      for (int64_t k = 0; k < s.taps; ++k)
-        for (int64_t g = 0; g < groups; ++g) target[k * s.lanes + g] = to_float(source[k * of_tap + g]);
+    if (turned) {
+      transpose(as_floats(source, each, numbers.data()), s.taps, groups, s.taps, target, s.lanes);
+    } else if (s.lanes == groups) {
+      to_floats(source, each, target);
     } else {
-      for (int64_t g = 0; g < groups; ++g)
-        for (int64_t k = 0; k < s.taps; ++k) target[k * s.lanes + g] = to_float(source[k * of_tap + g * of_group]);
+      for (int64_t k = 0; k < s.taps; ++k) to_floats(source + k * groups, groups, target + k * s.lanes);
     }
   }
   return scratch;
@@ -35,11 +36,20 @@ const float* weights_at(const Shape& s, const T* weight, int64_t position, int64
 
 template <typename T>
 void put_weights(const Shape& s, const float* weight, int64_t count, T* target) {
-  const auto& p = s.problem;
-  for (int64_t i = 0; i < count; ++i, weight += s.taps * s.lanes, target += p.groups * s.taps)
-    for (int64_t k = 0; k < s.taps; ++k)
-      for (int64_t g = 0; g < p.groups; ++g)
-        target[k * p.weight_tap_stride + g * p.weight_group_stride] = from_float<T>(weight[k * s.lanes + g]);
+  const int64_t groups = s.problem.groups, each = groups * s.taps;
+  const bool turned = s.problem.weight_group_stride != 1;
+  UnsetFloats numbers(turned ? each : 0);
+  for (int64_t i = 0; i < count; ++i, weight += s.taps * s.lanes, target += each) {
+    if (turned) {
+      write_as_floats(target, each, numbers.data(), [&](float* to) {
+        transpose(weight, s.lanes, s.taps, groups, to, s.taps);
+      });
+    } else if (s.lanes == groups) {
+      from_floats(weight, each, target);
+    } else {
+      for (int64_t k = 0; k < s.taps; ++k) from_floats(weight + k * s.lanes, groups, target + k * groups);
+    }
+  }
 }
 
 // Scratch for the weights of a run of positions, none if they can be used where they lie.

@@ -1,6 +1,7 @@
 // What the kernels with a weight per position share: sizes, rows of a map in scratch, and sums over taps in registers.
 #pragma once
 
+#include "conversions.h"
 #include "local_weight.h"
 #include "floats.h"
 #include "numbers.h"
@@ -58,52 +59,54 @@ inline void with_dim(int64_t dim, F f) {
   }
 }
 
-// Calls f(float of scratch, number of the map) for each number of a position: [lanes / kLanes][D][kLanes] and [G][D].
-template <typename Dim, typename F>
-inline void for_numbers(int64_t groups, Dim dim, F f) {
-  int64_t g = 0;
-  for (; g + kLanes <= groups; g += kLanes)
-    for (int64_t d = 0; d < dim; ++d)
-      for (int64_t l = 0; l < kLanes; ++l) f(g * dim + d * kLanes + l, (g + l) * dim + d);
-  for (int64_t d = 0; d < dim; ++d)
-    for (int64_t l = 0; l < groups - g; ++l) f(g * dim + d * kLanes + l, (g + l) * dim + d);
-}
-
-// Whether positions become scratch by whole blocks of four groups and four channels.
-inline bool is_turned(const Shape& s) { return s.lanes == s.problem.groups && s.problem.dim % 4 == 0; }
-
-// Positions of a map to scratch, and back.
+// Positions of a map, [G][D], to scratch, [lanes / kLanes][D][kLanes], and back. Loops over constants are shuffles.
 template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
-  if (std::is_same_v<T, float> && is_turned(s)) {
-    const auto* from = reinterpret_cast<const float*>(source);
-    const int64_t groups = positions * s.problem.groups, dim = s.problem.dim;
-    for (int64_t g = 0; g < groups; g += kLanes, from += kLanes * dim, target += kLanes * dim)
-      for (int64_t l = 0; l < kLanes; l += 4) transpose_four(from + l * dim, dim, dim, target + l, kLanes);
-    return;
-  }
-  with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
-    for (int64_t i = 0; i < positions; ++i, source += groups * dim, target += position)
-      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
-        target[in_scratch] = to_float(source[on_map]);
-      });
+  const int64_t groups = s.problem.groups, cut = groups % kLanes;
+  with_dim(s.problem.dim, [&](auto dim) {
+    const int64_t each = kLanes * dim;
+    UnsetFloats scratch(std::is_same_v<T, float> ? 0 : each);
+    for (int64_t i = 0; i < positions; ++i) {
+      for (int64_t g = kLanes; g <= groups; g += kLanes, source += each, target += each) {
+        const float* from = as_floats(source, each, scratch.data());
+        if (dim % 4 == 0) {
+          for (int64_t l = 0; l < kLanes; l += 4) transpose_four(from + l * dim, dim, dim, target + l, kLanes);
+        } else {
+          for (int64_t d = 0; d < dim; ++d)
+            for (int64_t l = 0; l < kLanes; ++l) target[d * kLanes + l] = from[l * dim + d];
+        }
+      }
+      if (!cut) continue;
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t l = 0; l < cut; ++l) target[d * kLanes + l] = to_float(source[l * dim + d]);
+      source += cut * dim;
+      target += each;
+    }
   });
 }
 
 template <typename T>
 void gather(const Shape& s, const float* source, int64_t positions, T* target) {
-  if (std::is_same_v<T, float> && is_turned(s)) {
-    auto* to = reinterpret_cast<float*>(target);
-    const int64_t groups = positions * s.problem.groups, dim = s.problem.dim;
-    for (int64_t g = 0; g < groups; g += kLanes, source += kLanes * dim, to += kLanes * dim)
-      for (int64_t d = 0; d < dim; d += 4) transpose_four(source + d * kLanes, kLanes, kLanes, to + d, dim);
-    return;
-  }
-  with_dim(s.problem.dim, [&, groups = s.problem.groups, position = s.position](auto dim) {
-    for (int64_t i = 0; i < positions; ++i, target += groups * dim, source += position)
-      for_numbers(groups, dim, [&](int64_t in_scratch, int64_t on_map) {
-        target[on_map] = from_float<T>(source[in_scratch]);
-      });
+  const int64_t groups = s.problem.groups, cut = groups % kLanes;
+  with_dim(s.problem.dim, [&](auto dim) {
+    const int64_t each = kLanes * dim;
+    UnsetFloats scratch(std::is_same_v<T, float> ? 0 : each);
+    for (int64_t i = 0; i < positions; ++i) {
+      for (int64_t g = kLanes; g <= groups; g += kLanes, source += each, target += each)
+        write_as_floats(target, each, scratch.data(), [&](float* to) {
+          if (dim % 4 == 0) {
+            for (int64_t d = 0; d < dim; d += 4) transpose_four(source + d * kLanes, kLanes, kLanes, to + d, dim);
+          } else {
+            for (int64_t d = 0; d < dim; ++d)
+              for (int64_t l = 0; l < kLanes; ++l) to[l * dim + d] = source[d * kLanes + l];
+          }
+        });
+      if (!cut) continue;
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t l = 0; l < cut; ++l) target[l * dim + d] = from_float<T>(source[d * kLanes + l]);
+      source += each;
+      target += cut * dim;
+    }
   });
 }
 

@@ -1,6 +1,7 @@
 // What window and neighborhood attention share: a head's channels at a position, read as float and written back.
 #pragma once
 
+#include "conversions.h"
 #include "floats.h"
 #include "kernels.h"
 #include "numbers.h"
@@ -25,12 +26,12 @@ inline T* at(const PairwiseProblem& p, void* result, int64_t b, int64_t row, int
 
 template <typename T>
 inline void read(const T* source, int64_t dim, float factor, float* target) {
-  for (int64_t d = 0; d < dim; ++d) target[d] = to_float(source[d]) * factor;
+  to_floats(source, dim, target, [=](auto v) { return v * factor; });
 }
 
 template <typename T>
 inline void write(const float* source, int64_t dim, float factor, T* target) {
-  for (int64_t d = 0; d < dim; ++d) target[d] = from_float<T>(source[d] * factor);
+  from_floats(source, dim, target, [=](auto v) { return v * factor; });
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ void turn(const LocalWeightProblem& p, const void* projection_, const void*, voi
       for (int64_t k = begin; k < end; ++k) {
         const T* source = projection + (g * s.taps + k) * p.rank + first;
         float* target = panel + (k * s.lanes + g) * width;
-        for (int64_t r = 0; r < std::min(width, p.rank - first); ++r) target[r] = to_float(source[r]);
+        to_floats(source, std::min(width, p.rank - first), target);
       }
   });
 }
@@ -139,7 +139,7 @@ void write_of_hidden(const Shape& s, const float* of_weights, const float* turne
         });
   });
   for (int64_t i = 0; i < beyond - first; ++i)
-    for (int64_t r = 0; r < rank; ++r) of_hidden[i * rank + r] = from_float<T>(sums[i * stride + r]);
+    from_floats(sums + i * stride, rank, of_hidden + i * rank);
 }
 
 // The sum of `count` rows of vectors, four at a time: they wait less for one another, and lose fewer digits.
@@ -193,7 +193,7 @@ void projected_backward(
     const int64_t last = last_line * p.width;
     for (int64_t first = first_line * p.width; first < last; first += chunk) {
       const int64_t beyond = std::min(first + chunk, last);
-      for (int64_t n = 0; n < (beyond - first) * p.rank; ++n) features[n] = to_float(hidden[first * p.rank + n]);
+      to_floats(hidden + first * p.rank, (beyond - first) * p.rank, features);
       for (int64_t row = 0, k = 0; of_x && row < p.kernel_height; ++row, k += p.kernel_width)
         for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
           make_weights(s, features + i * p.rank, given.packed + k * (p.rank + 1) * s.lanes, positions,
@@ -252,8 +252,7 @@ void unpack(const LocalWeightProblem& p, const void* gradients_, const void*, vo
     } else {
       transpose(whole.data(), s.lanes, p.rank, p.groups, rows.data(), p.rank);
       for (int64_t g = 0; g < p.groups; ++g)
-        for (int64_t r = 0; r < p.rank; ++r)
-          of_projection[(g * s.taps + k) * p.rank + r] = from_float<T>(rows[g * p.rank + r]);
+        from_floats(&rows[g * p.rank], p.rank, of_projection + (g * s.taps + k) * p.rank);
     }
   }
 }

@@ -25,8 +25,7 @@ void pack_tap(const Shape& s, const T* projection, const T* bias, int64_t k, flo
   if constexpr (std::is_same_v<T, float>) {
     transpose(source, stride, p.groups, p.rank, target, s.lanes);
   } else {
-    for (int64_t g = 0; g < p.groups; ++g)
-      for (int64_t r = 0; r < p.rank; ++r) rows[g * p.rank + r] = to_float(source[g * stride + r]);
+    for (int64_t g = 0; g < p.groups; ++g) to_floats(source + g * stride, p.rank, rows + g * p.rank);
     transpose(rows, p.rank, p.groups, p.rank, target, s.lanes);
   }
   target += p.rank * s.lanes;
@@ -92,7 +91,8 @@ class Weights {
     float* target = features_.data();
     for (int64_t line = inside.first, n = 0; line < inside.last; ++line) {
       const T* source = static_cast<const T*>(given_.hidden) + (line * p.width + inside.left) * p.rank;
-      for (int64_t i = 0; i < count * p.rank; ++i) *target++ = to_float(source[i]);
+      to_floats(source, count * p.rank, target);
+      target += count * p.rank;
       int64_t position = (line - patch.first) * (patch.right - patch.left) + inside.left - patch.left;
       for (int64_t i = 0; i < count; ++i) targets_[n++] = weights_.data() + position++ * each;
     }

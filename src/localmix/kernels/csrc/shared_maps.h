@@ -3,6 +3,7 @@
 // Included by files that are compiled once per instruction set, so everything here is theirs alone.
 #pragma once
 
+#include "conversions.h"
 #include "floats.h"
 #include "numbers.h"
 #include "shared_weight.h"
@@ -58,20 +59,12 @@ struct Plan {
 // Numbers of a block of channels, and back; the last block may be cut.
 template <typename T>
 inline void read_block(const T* source, int64_t count, float* target) {
-  if (count == kBlock) {
-    for (int64_t c = 0; c < kBlock; ++c) target[c] = to_float(source[c]);
-  } else {
-    for (int64_t c = 0; c < count; ++c) target[c] = to_float(source[c]);
-  }
+  count == kBlock ? to_floats(source, kBlock, target) : to_floats(source, count, target);
 }
 
 template <typename T>
 inline void write_block(const float* source, int64_t count, T* target) {
-  if (count == kBlock) {
-    for (int64_t c = 0; c < kBlock; ++c) target[c] = from_float<T>(source[c]);
-  } else {
-    for (int64_t c = 0; c < count; ++c) target[c] = from_float<T>(source[c]);
-  }
+  count == kBlock ? from_floats(source, kBlock, target) : from_floats(source, count, target);
 }
 
 // A row of the map as an output row sees it, with the taps that each of the output rows has for it.

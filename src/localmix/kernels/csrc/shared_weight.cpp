@@ -99,7 +99,7 @@ void pack(const SharedWeightProblem& p, const void* weight_, const void*, const 
     if constexpr (std::is_same_v<T, float>) {
       transpose(source, plan.taps, count, plan.taps, target, kBlock);
     } else {
-      for (int64_t i = 0; i < count * plan.taps; ++i) rows[i] = to_float(source[i]);
+      to_floats(source, count * plan.taps, rows.data());
       transpose(rows.data(), plan.taps, count, plan.taps, target, kBlock);
     }
     if (p.adjoint)

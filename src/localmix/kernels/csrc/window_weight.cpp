@@ -8,6 +8,7 @@
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
 #include "window_weight.h"
+#include "conversions.h"
 #include "floats.h"
 #include "kernels.h"
 #include "numbers.h"
@@ -36,7 +37,7 @@ class Group {
     float* out = target.data();
     for (int64_t i = 0; i < w.positions; ++i, out += dim_) {
       const T* source = static_cast<const T*>(map) + place(w, group, i);
-      for (int64_t d = 0; d < p_.dim; ++d) out[d] = to_float(source[d]);
+      to_floats(source, p_.dim, out);
     }
   }
 
@@ -44,7 +45,7 @@ class Group {
     const float* in = source.data();
     for (int64_t i = 0; i < w.positions; ++i, in += dim_) {
       T* target = static_cast<T*>(map) + place(w, group, i);
-      for (int64_t d = 0; d < p_.dim; ++d) target[d] = from_float<T>(in[d]);
+      from_floats(in, p_.dim, target);
     }
   }
 

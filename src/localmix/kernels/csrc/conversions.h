@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -22,9 +22,32 @@ struct Float16 {
   uint16_t bits;
 };
 
-// The same arithmetic serves one number, as float and uint32_t, and a vector of them, as Vector and Words.
+// The same arithmetic serves one number, as float and uint32_t, a vector of them, as Vector and Words, and four.
 typedef uint32_t Words __attribute__((vector_size(LOCALMIX_VECTOR_BYTES), aligned(4)));
+typedef uint32_t FourWords __attribute__((vector_size(16), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(LOCALMIX_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint16_t FourHalves __attribute__((vector_size(8), aligned(2), may_alias));
+
+// Numbers of 16 bits in memory as words, and back.
+#if defined(__AVX512F__) && LOCALMIX_VECTOR_BYTES == 64
+// All lanes, by a mask of which nothing is left: without one GCC warns of what lanes that are left out would hold.
+constexpr __mmask16 kAll = 0xffff;
+inline Words read_words(const void* p) {
+  return Words(_mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(static_cast<const __m256i*>(p))));
+}
+inline void write_words(void* p, Words words) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(kAll, __m512i(words)));
+}
+#else
+#if defined(__AVX2__) && LOCALMIX_VECTOR_BYTES == 32
+inline Words read_words(const void* p) {
+  return Words(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+#else
+inline Words read_words(const void* p) { return __builtin_convertvector(*static_cast<const Halves*>(p), Words); }
+#endif
+inline void write_words(void* p, Words words) { *static_cast<Halves*>(p) = __builtin_convertvector(words, Halves); }
+#endif
 
 template <typename To, typename From>
 inline To as(From from) {
@@ -94,16 +117,14 @@ inline T from_float(float v) {
 // A vector of numbers, and back.
 template <typename T>
 inline Vector load(const T* p) {
-  return Format<T>::template widen<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words));
+  return Format<T>::template widen<Vector>(read_words(p));
 }
 template <typename T>
 inline void store(T* p, Vector v) {
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(Format<T>::template round<Words>(v), Halves);
+  write_words(p, Format<T>::template round<Words>(v));
 }
 
 #if defined(__AVX512F__) && LOCALMIX_VECTOR_BYTES == 64
-// With all lanes by a mask, of which nothing is left: without it GCC warns of what lanes left out would hold.
-constexpr __mmask16 kAll = 0xffff;
 inline Vector load(const Float16* p) {
   return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -117,12 +138,37 @@ inline void store(Float16* p, Vector v) {
 }
 #endif
 
-// Calls change(number), of float or Vector, on numbers in order.
+// Four numbers, and back.
+template <typename T>
+inline Four load_four(const T* p) {
+  const auto* halves = reinterpret_cast<const FourHalves*>(p);
+  return Format<T>::template widen<Four>(__builtin_convertvector(*halves, FourWords));
+}
+template <typename T>
+inline void store_four(T* p, Four v) {
+  *reinterpret_cast<FourHalves*>(p) = __builtin_convertvector(Format<T>::template round<FourWords>(v), FourHalves);
+}
+
+// Calls f with the less than four numbers from `begin` to `end`, not in a loop: a compiler would make vectors of it,
+// whose preparations take longer than all of them.
+template <typename F>
+inline void for_rest(int64_t begin, int64_t end, F f) {
+  if (begin + 0 < end) f(begin + 0);
+  if (begin + 1 < end) f(begin + 1);
+  if (begin + 2 < end) f(begin + 2);
+}
+
+// Calls change(numbers), of Vector, Four or float, on numbers in order.
 template <typename T, typename F>
 inline void to_floats(const T* source, int64_t count, float* target, F change) {
-  const int64_t whole = std::is_same_v<T, float> ? 0 : count - count % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) store(target + i, change(load(source + i)));
-  for (int64_t i = whole; i < count; ++i) target[i] = change(to_float(source[i]));
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t i = 0; i < count; ++i) target[i] = change(source[i]);
+  } else {
+    const int64_t vectors = count - count % kLanes, fours = count - count % 4;
+    for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
+    for (int64_t i = vectors; i < fours; i += 4) *reinterpret_cast<Four*>(target + i) = change(load_four(source + i));
+    for_rest(fours, count, [&](int64_t i) { target[i] = change(to_float(source[i])); });
+  }
 }
 
 template <typename T>
@@ -132,9 +178,15 @@ inline void to_floats(const T* source, int64_t count, float* target) {
 
 template <typename T, typename F>
 inline void from_floats(const float* source, int64_t count, T* target, F change) {
-  const int64_t whole = std::is_same_v<T, float> ? 0 : count - count % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) store(target + i, change(load(source + i)));
-  for (int64_t i = whole; i < count; ++i) target[i] = from_float<T>(change(source[i]));
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t i = 0; i < count; ++i) target[i] = change(source[i]);
+  } else {
+    const int64_t vectors = count - count % kLanes, fours = count - count % 4;
+    for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
+    for (int64_t i = vectors; i < fours; i += 4)
+      store_four(target + i, change(*reinterpret_cast<const Four*>(source + i)));
+    for_rest(fours, count, [&](int64_t i) { target[i] = from_float<T>(change(source[i])); });
+  }
 }
 
 template <typename T>

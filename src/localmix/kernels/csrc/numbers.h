@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kLanes = LOCALMIX_VECTOR_BYTES / 4;
 typedef float Vector __attribute__((vector_size(LOCALMIX_VECTOR_BYTES), aligned(4)));
+typedef float Four __attribute__((vector_size(16), aligned(4)));
 
 inline int64_t whole_vectors(int64_t numbers) { return round_up(numbers, kLanes); }
 
@@ -23,7 +24,6 @@ inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
 // out [column][row] = in [row][column] for four rows, by blocks of four columns.
 inline void transpose_four(const float* in, int64_t in_stride, int64_t columns, float* out, int64_t out_stride) {
-  typedef float Four __attribute__((vector_size(16), aligned(4)));
 #ifdef __clang__
 #define LOCALMIX_PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else

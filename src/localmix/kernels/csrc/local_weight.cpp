@@ -19,11 +19,10 @@ const float* weights_at(const Shape& s, const T* weight, int64_t position, int64
   const int64_t groups = s.problem.groups, each = groups * s.taps;
   const T* source = weight + position * each;
   if (s.direct) return reinterpret_cast<const float*>(source);
-  const bool turned = s.problem.weight_group_stride != 1;
-  UnsetFloats numbers(turned ? each : 0);
+  UnsetFloats numbers(s.turned ? each : 0);
   for (int64_t i = 0; i < count; ++i, source += each) {
     float* target = scratch + i * s.taps * s.lanes;
-    if (turned) {
+    if (s.turned) {
       transpose(as_floats(source, each, numbers.data()), s.taps, groups, s.taps, target, s.lanes);
     } else if (s.lanes == groups) {
       to_floats(source, each, target);
@@ -37,10 +36,9 @@ const float* weights_at(const Shape& s, const T* weight, int64_t position, int64
 template <typename T>
 void put_weights(const Shape& s, const float* weight, int64_t count, T* target) {
   const int64_t groups = s.problem.groups, each = groups * s.taps;
-  const bool turned = s.problem.weight_group_stride != 1;
-  UnsetFloats numbers(turned ? each : 0);
+  UnsetFloats numbers(s.turned ? each : 0);
   for (int64_t i = 0; i < count; ++i, weight += s.taps * s.lanes, target += each) {
-    if (turned) {
+    if (s.turned) {
       write_as_floats(target, each, numbers.data(), [&](float* to) {
         transpose(weight, s.lanes, s.taps, groups, to, s.taps);
       });

@@ -5,6 +5,7 @@
 #include "local_weight.h"
 #include "floats.h"
 #include "numbers.h"
+#include "unroll.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -16,20 +17,28 @@ namespace {
 struct Shape {
   explicit Shape(const LocalWeightProblem& p)
       : problem(p),
-        lanes(whole_vectors(p.groups)),
+        wide(is_wide(p)),
+        turned(p.weight_group_stride != 1 && p.groups > 1),
+        lanes(wide && !p.rank ? p.groups : whole_vectors(p.groups)),
         taps(p.kernel_height * p.kernel_width),
-        position(p.dim * lanes),
+        position(wide ? p.groups * whole_vectors(p.dim) : p.dim * lanes),
         top(p.dilation_height * (p.kernel_height - 1) / 2),
         left(p.dilation_width * (p.kernel_width - 1) / 2),
         rows(p.dilation_height * (p.kernel_height - 1) + 1),
         columns(p.width + p.dilation_width * (p.kernel_width - 1)),
-        direct(p.dtype == kFloat32 && lanes == p.groups && p.weight_group_stride == 1 &&
-               p.weight_tap_stride == p.groups) {}
+        direct(p.dtype == kFloat32 && lanes == p.groups && !turned) {}
+
+  // Few groups of many channels would leave lanes of their vectors empty: then channels are side by side.
+  static bool is_wide(const LocalWeightProblem& p) {
+    return whole_vectors(p.groups) * p.dim > p.groups * whole_vectors(p.dim);
+  }
 
   const LocalWeightProblem& problem;
-  int64_t lanes;     // groups, rounded up to whole vectors
+  bool wide;         // vectors are of channels, not of groups
+  bool turned;       // the weights lie with the taps innermost
+  int64_t lanes;     // groups, rounded up to whole vectors where vectors are of groups or a product makes them
   int64_t taps;      // K
-  int64_t position;  // floats of one position in scratch: [lanes / kLanes][D][kLanes]
+  int64_t position;  // floats of one position in scratch: [lanes / kLanes][D][kLanes], or [G][D in whole vectors]
   int64_t top, left;
   int64_t rows;     // rows of the map that one output row reaches
   int64_t columns;  // positions of a scratch row: the map and its border
@@ -59,9 +68,29 @@ inline void with_dim(int64_t dim, F f) {
   }
 }
 
-// Positions of a map, [G][D], to scratch, [lanes / kLanes][D][kLanes], and back. Loops over constants are shuffles.
+// Positions of a map, [G][D], to scratch and back.
+template <typename T>
+void spread_wide(const Shape& s, const T* source, int64_t positions, float* target) {
+  const int64_t dim = s.problem.dim, whole = whole_vectors(dim);
+  if (dim == whole) return to_floats(source, positions * s.position, target);
+  for (int64_t n = 0; n < positions * s.problem.groups; ++n, source += dim, target += whole) {
+    to_floats(source, dim, target);
+    std::fill(target + dim, target + whole, 0.0f);
+  }
+}
+
+template <typename T>
+void gather_wide(const Shape& s, const float* source, int64_t positions, T* target) {
+  const int64_t dim = s.problem.dim, whole = whole_vectors(dim);
+  if (dim == whole) return from_floats(source, positions * s.position, target);
+  for (int64_t n = 0; n < positions * s.problem.groups; ++n, source += whole, target += dim)
+    from_floats(source, dim, target);
+}
+
+// Loops over constants are shuffles.
 template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
+  if (s.wide) return spread_wide(s, source, positions, target);
   const int64_t groups = s.problem.groups, cut = groups % kLanes;
   with_dim(s.problem.dim, [&](auto dim) {
     const int64_t each = kLanes * dim;
@@ -87,6 +116,7 @@ void spread(const Shape& s, const T* source, int64_t positions, float* target) {
 
 template <typename T>
 void gather(const Shape& s, const float* source, int64_t positions, T* target) {
+  if (s.wide) return gather_wide(s, source, positions, target);
   const int64_t groups = s.problem.groups, cut = groups % kLanes;
   with_dim(s.problem.dim, [&](auto dim) {
     const int64_t each = kLanes * dim;
@@ -232,6 +262,112 @@ inline void for_blocks(const Shape& s, F f) {
   channels(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
 }
 
+// The same for vectors of channels: of a group, some of its vectors at a time, or the taps shared out among sums that do
+// not wait for one another. Calls f(vectors, sums of each, group, first float).
+template <typename F>
+inline void for_channels(const Shape& s, F f) {
+  const int64_t whole = whole_vectors(s.problem.dim);
+  for (int64_t g = 0; g < s.problem.groups; ++g) {
+    int64_t d = 0;
+    auto channels = [&](auto vectors, auto shares) {
+      for (; whole - d >= vectors * kLanes; d += vectors * kLanes) f(vectors, shares, g, g * whole + d);
+    };
+    channels(std::integral_constant<int, 8>(), std::integral_constant<int, 1>());
+    channels(std::integral_constant<int, 4>(), std::integral_constant<int, 2>());
+    channels(std::integral_constant<int, 2>(), std::integral_constant<int, 4>());
+    channels(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
+  }
+}
+
+inline void sum_taps_of_channels(const Shape& s, const float* weight, const float* const* inputs, int64_t at, Taps rows,
+                                 const Taps* columns, float* y, int64_t count) {
+  const int64_t across = s.problem.kernel_width, step = s.problem.dilation_width * s.position;
+  for_channels(s, [&](auto vectors, auto shares, int64_t g, int64_t block) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Taps inside = columns[i];
+      Vector sums[shares][vectors] = {};
+      for (int64_t a = rows.begin; a < rows.end; ++a) {
+        const float* x = inputs[a * across] + at + i * s.position + inside.begin * step + block;
+        const float* w = weight + (i * s.taps + a * across + inside.begin) * s.lanes + g;
+        auto take = [&](auto taps) LOCALMIX_INLINE {
+          unrolled<taps * vectors>([&](auto n) LOCALMIX_INLINE {
+            constexpr int tap = n / vectors, v = n % vectors;
+            sums[tap][v] += w[tap * s.lanes] * load(x + tap * step + v * kLanes);
+          });
+          x += taps * step;
+          w += taps * s.lanes;
+        };
+        int64_t c = inside.begin;
+        for (; c + shares <= inside.end; c += shares) take(shares);
+        for (; c < inside.end; ++c) take(std::integral_constant<int, 1>());
+      }
+      unrolled<vectors>([&](auto v) LOCALMIX_INLINE {
+        for (int n = 1; n < shares; ++n) sums[0][v] += sums[n][v];
+        store(y + i * s.position + block + v * kLanes, sums[0][v]);
+      });
+    }
+  });
+}
+
+inline void scatter_taps_of_channels(
+    const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y, int64_t count) {
+  for_channels(s, [&](auto vectors, auto, int64_t g, int64_t block) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float* weights = weight + i * s.taps * s.lanes + g;
+      Vector of_y[vectors];
+      unrolled<vectors>([&](auto v) LOCALMIX_INLINE { of_y[v] = load(y + i * s.position + block + v * kLanes); });
+      for (int64_t k = 0; k < s.taps; ++k) {
+        if (!inputs[k]) continue;
+        float* x = inputs[k] + at + i * s.position + block;
+        const float w = weights[k * s.lanes];
+        unrolled<vectors>([&](auto v) LOCALMIX_INLINE {
+          store(x + v * kLanes, load(x + v * kLanes) + w * of_y[v]);
+        });
+      }
+    }
+  });
+}
+
+// The sums of the lanes of four vectors.
+inline Four sums_of_lanes(const Vector (&vectors)[4]) {
+  float lanes[4][4], turned[4][4];
+  for (int i = 0; i < 4; ++i) {
+    float all[kLanes];
+    store(all, vectors[i]);
+    Four sum = {};
+    for (int64_t l = 0; l < kLanes; l += 4) sum += *reinterpret_cast<const Four*>(all + l);
+    *reinterpret_cast<Four*>(lanes[i]) = sum;
+  }
+  transpose_four(lanes[0], 4, 4, turned[0], 4);
+  Four sum = {};
+  for (int i = 0; i < 4; ++i) sum += *reinterpret_cast<const Four*>(turned[i]);
+  return sum;
+}
+
+inline void dot_taps_of_channels(
+    const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y, int64_t count) {
+  const int64_t whole = whole_vectors(s.problem.dim);
+  for (int64_t i = 0; i < count; ++i, weight += s.taps * s.lanes) {
+    for (int64_t g = 0; g < s.problem.groups; ++g) {
+      const float* of_y = y + i * s.position + g * whole;
+      for (int64_t k = 0; k < s.taps; k += 4) {
+        const int64_t taps = std::min<int64_t>(4, s.taps - k);
+        const float* x[4];
+        for (int64_t n = 0; n < 4; ++n) x[n] = inputs[k + std::min(n, taps - 1)] + at + i * s.position + g * whole;
+        Vector sums[4] = {};
+        for (int64_t d = 0; d < whole; d += kLanes) {
+          const Vector number = load(of_y + d);
+          unrolled<4>([&](auto n) LOCALMIX_INLINE { sums[n] += number * load(x[n] + d); });
+        }
+        const Four dots = sums_of_lanes(sums);
+        for (int64_t n = 0; n < taps; ++n) weight[(k + n) * s.lanes + g] = dots[n];
+      }
+    }
+    for (int64_t k = 0; k < s.taps && s.lanes > s.problem.groups; ++k)
+      std::fill(weight + k * s.lanes + s.problem.groups, weight + (k + 1) * s.lanes, 0.0f);
+  }
+}
+
 // A block goes through all positions of a run before the next one comes: its inputs, 7 x 7 of them, then stay in the
 // first-level cache, and each position brings one column of new ones.
 
@@ -242,6 +378,7 @@ constexpr int64_t kAhead = 512;  // floats
 // position: no others, neither their weights.
 inline void sum_taps(const Shape& s, const float* weight, const float* const* inputs, int64_t at, Taps rows,
                      const Taps* columns, float* y, int64_t count) {
+  if (s.wide) return sum_taps_of_channels(s, weight, inputs, at, rows, columns, y, count);
   const int64_t across = s.problem.kernel_width, step = s.problem.dilation_width * s.position;
   for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     for (int64_t i = 0; i < count; ++i) {
@@ -267,6 +404,7 @@ inline void sum_taps(const Shape& s, const float* weight, const float* const* in
 // inputs += weight * y for the positions of a run, into each tap that has an input.
 inline void scatter_taps(
     const Shape& s, const float* weight, float* const* inputs, int64_t at, const float* y, int64_t count) {
+  if (s.wide) return scatter_taps_of_channels(s, weight, inputs, at, y, count);
   for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     for (int64_t i = 0; i < count; ++i) {
       const float* weights = weight + i * s.taps * s.lanes + v;
@@ -291,6 +429,7 @@ inline void scatter_taps(
 // weight = sum over the channels of a group of inputs * y for the positions of a run, for each tap.
 inline void dot_taps(
     const Shape& s, float* weight, const float* const* inputs, int64_t at, const float* y, int64_t count) {
+  if (s.wide) return dot_taps_of_channels(s, weight, inputs, at, y, count);
   for_blocks(s, [&, next = s.problem.dim * kLanes](auto vectors, auto dims, int64_t block, int64_t v) {
     const bool add = block > v * s.problem.dim;  // other channels of these groups are in already
     for (int64_t i = 0; i < count; ++i) {

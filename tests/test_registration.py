@@ -108,6 +108,18 @@ def test_a_watcher_sees_the_operator(operator, seen, watcher):
     assert len(seen) == 1
 
 
+def test_many_gradients_at_once_see_the_operator(operator, seen):
+    x = numbers(requires_grad=True)
+    y = operator(x, 3)
+    gradients = torch.eye(3, dtype=torch.float64)
+    (jacobian,) = torch.autograd.grad(y, x, gradients, is_grads_batched=True)
+    assert jacobian.tolist() == [[3, 0, 0], [0, 12, 0], [0, 0, 27]]
+    assert not seen  # the gradient of this operator calls it on x, which is one tensor
+    batched = torch._vmap_internals._vmap(lambda x: operator(x, 2))(torch.stack([numbers(), 2 * numbers()]))
+    assert batched.tolist() == [[1, 4, 9], [4, 16, 36]]
+    assert len(seen) == 1
+
+
 def test_fake_tensors_need_no_data(operator, seen):
     with FakeTensorMode() as mode:
         fake = operator(torch.empty(5), 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch._C._functorch import TransformType
+from torch import Tensor
+from torch._C._functorch import TransformType, is_legacy_batchedtensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
@@ -24,9 +25,16 @@ def has_forward_derivatives() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
-def is_vectorised() -> bool:
-    """Whether `torch.func.vmap` is at work."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+def is_vectorised(*gradients: Tensor) -> bool:
+    """Whether `torch.func.vmap` is at work, or one of these gradients is many at once.
+
+    `torch.autograd.grad(is_grads_batched=True)` has a vmap of its own, which is seen by its tensors alone.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if any(is_legacy_batchedtensor(gradient) for gradient in gradients):
+        return True
+    if not torch._C._are_functorch_transforms_active():
         return False
     return any(transform.key() == TransformType.Vmap for transform in retrieve_all_functorch_interpreters())
 

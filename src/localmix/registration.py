@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, bool, tuple, list))
-"""What a call is made of where nobody looks; anything else is asked whether it is a tensor of another kind."""
+_PLAIN = frozenset((nn.Parameter, type(None), int, float, bool, tuple, list))
+"""What a call is made of where nobody looks, beside tensors; anything else may be a tensor of another kind."""
 
 
 class Operator:
@@ -90,7 +92,19 @@ def is_watched(arguments: tuple[Any, ...]) -> bool:
     ):
         return True
     # a loop, since a generator takes as long as all the questions above
-    for a in arguments:  # noqa: SIM110
-        if type(a) not in _PLAIN and isinstance(a, Tensor):
+    for a in arguments:
+        kind = type(a)
+        if kind is Tensor:
+            # many gradients at once, of which nothing else tells: `torch.autograd.grad` has a vmap of its own
+            if is_legacy_batchedtensor(a):
+                return True
+        elif kind not in _PLAIN and isinstance(a, Tensor):
             return True
     return False
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether a hook sees what goes into these modules or comes out of them; backward hooks see what has gradients."""
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return True
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)

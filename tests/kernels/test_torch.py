@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from localmix import kernels
@@ -171,6 +173,73 @@ def test_vmap_serves_every_operator_and_gradients_of_each_sample(operator):
     torch.testing.assert_close(torch.func.vmap(lambda x: function(x, *others, impl="auto"))(samples), expected)
     gradients = torch.stack([torch.func.grad(loss)(x) for x in samples])
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(samples), gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("operator", CALLS)
+def test_many_gradients_at_once(operator, dtype):
+    """`is_grads_batched`, which `jacobian(vectorize=True)` and the checks of PyTorch's own operators go by."""
+    function, values = CALLS[operator][0], [t.to(dtype).requires_grad_() for t in tensors(operator, height=5, width=4)]
+    y = function(*values, impl="auto")
+    gradients = torch.randn(3, *y.shape, dtype=dtype)
+    actual = torch.autograd.grad(y, values, gradients, is_grads_batched=True)
+    exact = [t.detach().double().requires_grad_() for t in values]
+    y = function(*exact, impl="reference")
+    one_by_one = [torch.autograd.grad(y, exact, g.double(), retain_graph=True) for g in gradients]
+    for found, expected in zip(actual, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected).to(dtype), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_transforms_of_second_order(operator):
+    """Reverse over reverse: `jacrev` goes backwards for all numbers of a gradient at once."""
+    function, values = CALLS[operator][0], [t.double() for t in tensors(operator, 1, height=3, width=2)]
+
+    def hessian(impl):
+        return torch.func.jacrev(torch.func.grad(lambda x, *others: function(x, *others, impl=impl).pow(3).sum()))
+
+    torch.testing.assert_close(hessian("auto")(*values), hessian("reference")(*values))
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_transforms_see_tensors_that_require_gradients_outside(operator):
+    """As parameters of a network do, when `torch.func.grad` differentiates in its input: both gradients are there."""
+    function, values = CALLS[operator][0], tensors(operator, height=5, width=4)
+    found = {}
+    for impl in ("auto", "reference"):
+        x, *others = [t.clone().requires_grad_() for t in values]
+        of_x = torch.func.grad(lambda x, others=others, impl=impl: function(x, *others, impl=impl).pow(2).sum())(x)
+        found[impl] = [
+            of_x.detach(),
+            *torch.autograd.grad(of_x.sum(), others, allow_unused=True, materialize_grads=True),
+        ]
+    torch.testing.assert_close(found["auto"], found["reference"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_plain_operators_can_be_traced(operator):
+    function, values = CALLS[operator][0], tensors(operator)
+    traced = make_fx(lambda *v: function(*v, impl="reference"))(*values)
+    others = tensors(operator)
+    torch.testing.assert_close(traced(*others), function(*others, impl="reference"))
+
+
+@pytest.mark.parametrize("operator", ["window_attention", "neighborhood_attention", "local_mlp"])
+def test_a_graph_of_open_size_can_be_trained(operator):
+    function, shapes = CALLS[operator]
+    dims = {11: torch.export.Dim("batch"), 13: torch.export.Dim("height"), 17: torch.export.Dim("width")}
+    axes = [{i: dims[size] for i, size in enumerate(shape) if size in dims} for shape in shapes(11, 13, 17)]
+    values = tensors(operator, 11, 13, 17)
+    module = torch.export.export(Function(function), tuple(values), dynamic_shapes=((*axes,),)).module()
+    values = [t.requires_grad_(i != 1) for i, t in enumerate(tensors(operator, 2, 7, 5))]
+    wanted = [t for t in values if t.requires_grad]
+    found = {}
+    with sdpa_kernel(SDPBackend.MATH):  # which has second derivatives
+        for call in (module, function):
+            first = torch.autograd.grad(call(*values).pow(3).sum(), wanted, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+            found[call] = [t.detach() for t in (*first, *second)]
+    torch.testing.assert_close(found[module], found[function], rtol=1e-4, atol=1e-3)
 
 
 def test_a_named_kernel_says_that_it_cannot_be_transformed():

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from localmix.layers import (
@@ -148,3 +150,73 @@ def test_bfloat16(name):
     y, expected = copy.deepcopy(layer).bfloat16()(x.bfloat16()), layer(x)
     assert y.dtype == torch.bfloat16
     assert (y - expected).norm() <= 40 * torch.finfo(torch.bfloat16).eps * expected.norm()
+
+
+class Adapter(nn.Module):
+    """A linear map with a change of low rank, as parameter-efficient tuning puts it in the place of the map."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(base.in_features, 2), nn.Linear(2, base.out_features)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class AdaptedLinear(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def with_hook(linear):
+    linear.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return linear
+
+
+def with_forward(linear):
+    linear.forward = lambda x: 2 * nn.Linear.forward(linear, x)
+    return linear
+
+
+REPLACEMENTS = {
+    "adapter": Adapter,
+    "subclass": lambda linear: AdaptedLinear(linear.in_features, linear.out_features),
+    "hook": with_hook,
+    "forward": with_forward,
+    "parametrization": weight_norm,
+}
+
+
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+@every_layer
+def test_what_takes_the_place_of_a_linear_map_is_called(name, replacement):
+    """None of its parameters is read past it: the layer is still its definition, and all of them learn."""
+    layer = LAYERS[name]().eval()
+    for path, module in list(layer.named_modules()):
+        if isinstance(module, nn.Linear):
+            layer.set_submodule(path, REPLACEMENTS[replacement](module))
+    x = torch.randn(2, 7, 5, 8)
+    y = layer(x)
+    torch.testing.assert_close(y, layer.definition(x), rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@every_layer
+def test_what_a_hook_has_kept_stays_as_it_was(name):
+    """Without gradients activations overwrite their input, but not under the eyes of a hook."""
+    layer, kept, copies = LAYERS[name]().eval(), [], []
+    for module in layer.modules():
+        module.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        module.register_forward_hook(lambda module, inputs, output: copies.append(copy.deepcopy(output)))
+    with torch.no_grad():
+        layer(torch.randn(2, 7, 5, 8))
+    torch.testing.assert_close(kept, copies, rtol=0, atol=0)

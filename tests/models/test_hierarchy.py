@@ -250,6 +250,38 @@ class TestPyTorch:
             images = torch.randn(size)
             torch.testing.assert_close(program.module()(images), net(images), rtol=1e-4, atol=1e-4)
 
+    def test_exports_for_one_image_with_a_range_of_batches(self, name):
+        """Of axes with a range PyTorch excludes what it cannot see through; one image is what most programs are for."""
+        net = nano(name, depths=(1, 1), **({"kernel_size": 3} if name.startswith("i_dynamic") else {}))
+        dims = {axis: torch.export.Dim(f"axis{axis}", min=low, max=512) for axis, low in ((0, 1), (2, 32), (3, 32))}
+        program = torch.export.export(net, (torch.randn(2, 3, 60, 64),), dynamic_shapes={"x": dims}).module()
+        for size in ((1, 3, 60, 64), (1, 3, 96, 40), (5, 3, 64, 64)):
+            images = torch.randn(size)
+            torch.testing.assert_close(program(images), net(images), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", ["hook", "pre-hook", "hook of all modules"])
+    def test_what_a_hook_has_kept_stays_as_it_was(self, name, kind):
+        """Without gradients activations overwrite their input, but not under the eyes of a hook."""
+        kept, copies = [], []
+
+        def keep(module, inputs, output=None):
+            seen = inputs[0] if output is None else output
+            kept.append(seen)
+            copies.append(seen.clone())
+
+        net = nano(name, depths=(1, 1))
+        if kind == "hook of all modules":
+            handles = [torch.nn.modules.module.register_module_forward_hook(keep)]
+        else:
+            register = "register_forward_hook" if kind == "hook" else "register_forward_pre_hook"
+            handles = [getattr(module, register)(keep) for module in net.modules()]
+        with torch.no_grad():
+            net(torch.randn(2, 3, 20, 24))
+        for handle in handles:
+            handle.remove()
+        assert len(kept) > 40
+        assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
     def test_copies(self, name):
         net, images = nano(name), torch.randn(1, 3, 28, 28)
         for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):

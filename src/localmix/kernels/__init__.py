@@ -283,6 +283,25 @@ def _register(operator: str, parameters: tuple[str, ...]) -> None:
     node = torch.library.custom_op(f"localmix::{operator}", run, mutates_args=(), schema=schema)
     node.register_fake(lambda x, *_: x.new_empty(x.shape))
 
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.inputs = [None if isinstance(v, Tensor) else v for v in inputs]
+        ctx.save_for_backward(*(v if isinstance(v, Tensor) else None for v in inputs))
+
+    def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # run again, on views: one tensor may be the query and the key, or one be made of another
+        values, wanted, twice = list(ctx.inputs), {}, torch.is_grad_enabled()
+        with torch.enable_grad():
+            for i, (t, needed) in enumerate(zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)):
+                values[i] = values[i] if t is None else t.view_as(t)
+                if needed:
+                    wanted[i] = values[i]
+            y = run(*values)
+        found = torch.autograd.grad(y, tuple(wanted.values()), gradient, create_graph=twice)
+        gradient_of = dict(zip(wanted, found, strict=True))
+        return tuple(gradient_of.get(i) for i in range(len(values)))
+
+    node.register_autograd(gradients, setup_context=save)
+
 
 for _operator, _parameters in _NODES.items():
     _register(_operator, _parameters)

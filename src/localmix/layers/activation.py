@@ -1,4 +1,4 @@
-"""Activations that reuse the memory of their input where no gradient is asked for.
+"""Activations that reuse the memory of their input where no gradient is asked for and no hook has seen it.
 
 A fresh tensor of some megabytes costs the CPU more in page faults than the activation itself.
 """
@@ -9,14 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def relu(x: Tensor) -> Tensor:
-    """ReLU of a tensor that nothing else needs: it is overwritten where no gradient is asked for."""
-    return F.relu(x, inplace=not torch.is_grad_enabled())
+from localmix.registration import has_hooks
 
 
-class GELU(nn.GELU):
-    """GELU of a tensor that nothing else needs: it is overwritten where no gradient is asked for."""
+def may_overwrite(*made_by: nn.Module) -> bool:
+    """Whether the result of these modules, which nothing else needs, may be overwritten.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    A hook may have kept it: it would find the activation in its place.
+    """
+    return not torch.is_grad_enabled() and not has_hooks(*made_by)
+
+
+def relu(x: Tensor, *made_by: nn.Module) -> Tensor:
+    """ReLU of the result of modules that nothing else needs."""
+    return F.relu(x, inplace=may_overwrite(*made_by))
+
+
+def gelu(x: Tensor, act: nn.GELU, *made_by: nn.Module) -> Tensor:
+    """`act` of the result of modules that nothing else needs."""
+    if may_overwrite(*made_by, act):
+        return torch.ops.aten.gelu_(x, approximate=act.approximate)
+    return act(x)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from localmix.layers.linear import Linear
+from localmix.registration import has_hooks
+
 
 class Pointwise(nn.Linear):
     """1x1 convolution of a channels-last map, with the initialisation of `nn.Conv2d`.
 
     A class of its own so that the networks can tell it from their linear layers, which start from a truncated normal.
     """
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is no more than its weight and bias: a linear map, parametrised or not, that nobody looks at."""
+    forward = type(module).forward
+    is_linear = forward is nn.Linear.forward or forward is Linear.forward
+    return is_linear and "forward" not in vars(module) and not has_hooks(module)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:

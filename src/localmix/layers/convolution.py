@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from localmix import arguments, kernels
 from localmix.arguments import Size
+from localmix.layers.channels_last import is_plain
 from localmix.layers.connectivity import Sliding
 from localmix.layers.mixer import Mixer
 from localmix.layers.source import HomogeneousKernel, InhomogeneousKernel, StaticKernel
@@ -126,13 +129,21 @@ class InhomogeneousDynamicConv(Mixer):
         self.impl = impl
 
     def mix(self, x: Tensor) -> Tensor:
+        return convolve_projected(self, x)
+
+
+def convolve_projected(mixer: Any, x: Tensor) -> Tensor:
+    """The convolution of a mixer whose source is an `InhomogeneousKernel`.
+
+    Weights are made inside of the operator if `expand` is a plain linear map. Where it is another module, such as one
+    with an adapter, or has hooks, it is called: all weights are in memory then.
+    """
+    hidden, expand = mixer.source.hidden(x), mixer.source.expand
+    sizes = {"kernel_size": mixer.connectivity.kernel_size, "dilation": mixer.connectivity.dilation}
+    if is_plain(expand):
+        weight, bias, groups = expand.weight, expand.bias, mixer.source.num_groups
         return kernels.projected_inhomogeneous_convolution(
-            x,
-            self.source.hidden(x),
-            self.source.expand.weight,
-            self.source.expand.bias,
-            kernel_size=self.connectivity.kernel_size,
-            num_groups=self.source.num_groups,
-            dilation=self.connectivity.dilation,
-            impl=self.impl,
+            x, hidden, weight, bias, num_groups=groups, **sizes, impl=mixer.impl
         )
+    weight = expand(hidden).unflatten(3, (mixer.source.num_groups, -1))  # [B, H, W, G, K]
+    return kernels.inhomogeneous_convolution(x, weight, **sizes, impl=mixer.impl)

@@ -14,6 +14,7 @@ from localmix.axes import Dynamics, Positions
 from localmix.functional.neighborhood import window_slot
 from localmix.layers.attention import output_projection
 from localmix.layers.connectivity import Sliding, Window
+from localmix.layers.convolution import convolve_projected
 from localmix.layers.mixer import Mixer
 from localmix.layers.shared_source import (
     Mixture,
@@ -168,7 +169,7 @@ def _route(point: Point) -> tuple[str, Callable[[LocalMixer, Tensor], Tensor]]:
             return "local_mlp", _mix_each_window
         if point.softmax:
             return "inhomogeneous_convolution", _convolve_by_position
-        return "projected_inhomogeneous_convolution", _convolve_projected
+        return "projected_inhomogeneous_convolution", convolve_projected
     if not point.is_sliding:
         return "local_mlp", _mix_windows if static else _mix_windows_of_each_image
     if point.positions is Positions.WINDOWS:
@@ -186,19 +187,6 @@ def _convolve(mixer: LocalMixer, x: Tensor) -> Tensor:
 def _convolve_each_image(mixer: LocalMixer, x: Tensor) -> Tensor:
     weight = _per_channel(mixer, x)
     return kernels.homogeneous_convolution(x, weight, mixer.bias, dilation=mixer.connectivity.dilation, impl=mixer.impl)
-
-
-def _convolve_projected(mixer: LocalMixer, x: Tensor) -> Tensor:
-    return kernels.projected_inhomogeneous_convolution(
-        x,
-        mixer.source.hidden(x),
-        mixer.source.expand.weight,
-        mixer.source.expand.bias,
-        kernel_size=mixer.connectivity.kernel_size,
-        num_groups=mixer.num_groups,
-        dilation=mixer.connectivity.dilation,
-        impl=mixer.impl,
-    )
 
 
 def _convolve_by_position(mixer: LocalMixer, x: Tensor) -> Tensor:

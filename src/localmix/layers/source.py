@@ -76,7 +76,7 @@ class HomogeneousKernel(nn.Module):
     def kernels(self, x: Tensor) -> Tensor:
         """[B, G, kh, kw]."""
         hidden = self.reduce(x.mean((1, 2), keepdim=True))
-        hidden = relu(batch_norm(self.norm, hidden))
+        hidden = relu(batch_norm(self.norm, hidden), self.reduce, self.norm)
         return self.expand(hidden).view(x.shape[0], self.num_groups, *self.kernel_size)
 
     def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class InhomogeneousKernel(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """[B, H, W, C / reduction]: what `expand` makes the kernels of."""
-        return relu(batch_norm(self.norm, self.reduce(x)))
+        return relu(batch_norm(self.norm, self.reduce(x)), self.reduce, self.norm)
 
     def forward(self, x: Tensor, connectivity: Sliding) -> tuple[Tensor, Tensor]:
         kernels = self.expand(self.hidden(x)).unflatten(3, (self.num_groups, -1))  # [B, H, W, G, K]
@@ -167,6 +167,7 @@ class FreeDotProduct(DotProduct):
         span = connectivity.window_size if isinstance(connectivity, Window) else connectivity.kernel_size
         self.num_taps = math.prod(span)
         super().__init__(dim, num_heads=num_heads, span=span, qkv_bias=qkv_bias)
+        self.scale = (dim // num_heads) ** -0.5 / self.num_taps  # weights are then of the size that a softmax gives
         if isinstance(connectivity, Sliding):  # which has a tap for each offset
             self.relative_position_bias_table = nn.Parameter(torch.empty(num_heads, *span))
         self.reset_parameters()
@@ -182,11 +183,6 @@ class FreeDotProduct(DotProduct):
         """b: [heads, 2 wh - 1, 2 ww - 1] in windows, [heads, kh, kw] of a sliding kernel."""
         assert self.relative_position_bias_table is not None
         return self.relative_position_bias_table
-
-    @property
-    def scale(self) -> float:
-        """1 / (K sqrt(D)): weights are of the size of those that a softmax gives."""
-        return (self.qkv.in_features // self.num_heads) ** -0.5 / self.num_taps
 
     def forward(self, x: Tensor, connectivity: Sliding | Window) -> tuple[Tensor, Tensor]:
         height, width = x.shape[1:3]

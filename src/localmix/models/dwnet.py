@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from localmix.arguments import Size, pair, positive
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv, LocalMLP
-from localmix.layers.activation import GELU, relu
+from localmix.layers.activation import relu
 from localmix.layers.channels_last import Pointwise, batch_norm
 from localmix.models.hierarchy import Hierarchy, missing
 from localmix.models.mlp import Mlp
@@ -59,7 +59,7 @@ class DWNetBlock(nn.Module):
         self.norm3: nn.Module = norm(dim)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm4: nn.Module = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ class DWNetBlock(nn.Module):
         if self.pad_to > 1:
             bottom, right = (missing(size, self.pad_to) for size in x.shape[1:3])
             y = F.pad(x, (0, 0, 0, right, 0, bottom))
-        y = relu(batch_norm(self.norm1, self.conv1(y)))
-        y = relu(batch_norm(self.norm2, self.mixer(y)))
+        y = relu(batch_norm(self.norm1, self.conv1(y)), self.conv1, self.norm1)
+        y = relu(batch_norm(self.norm2, self.mixer(y)), self.mixer, self.norm2)
         y = batch_norm(self.norm3, self.conv2(y))
         if self.pad_to > 1:
             # not a slice, whose strides an exported graph would take for those of a map that is padded, at any size

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from localmix.arguments import Size, pair
 from localmix.layers import NeighborhoodAttention, WindowAttention
-from localmix.layers.activation import GELU
 from localmix.layers.channels_last import batch_norm
 from localmix.models.hierarchy import Hierarchy
 from localmix.models.mlp import Mlp
@@ -42,7 +41,7 @@ class SwinBlock(nn.Module):
         self.mixer = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2: nn.Module = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

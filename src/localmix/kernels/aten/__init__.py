@@ -7,10 +7,13 @@ Arguments come checked, sizes as pairs. Nothing here branches on the size of the
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from localmix.exporting import has_forward_derivatives, is_vectorised
 from localmix.kernels.aten.shifted_products import ShiftedProducts, SumOfProjectedProducts, SumOfShiftedProducts
@@ -187,11 +190,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     # The result has the strides of the query in some backends and not in others, among them those of ONNX: so that what
     # follows holds for all, they are the same.
     query = query.contiguous()
-    y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    with _twice_differentiable():
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     if query.shape[1] == 0 and mask is not None and mask.requires_grad:
         # SDPA leaves an empty batch without a graph to the mask; its gradient is zero and not missing
         y = y + 0 * mask.sum().nan_to_num()
     return y
+
+
+def _twice_differentiable() -> AbstractContextManager[Any]:
+    """Under `torch.func` no fused attention, which has neither second derivatives nor one of the mask.
+
+    PyTorch picks it there though autograd, or an outer transform, wants the gradient of the mask.
+    """
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return sdpa_kernel(SDPBackend.MATH) if transformed else nullcontext()
 
 
 def _convolution_by_products(x: Tensor, weight: Tensor, dilation: Pair) -> Tensor:

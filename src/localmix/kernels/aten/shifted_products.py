@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localmix.exporting import is_vectorised
+
 Pair = tuple[int, int]
 
 
@@ -41,7 +43,7 @@ class SumOfShiftedProducts(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_taps = _gradient_of_taps(gradient, F.pad(image.contiguous(), border), *sizes)
         if ctx.needs_input_grad[0]:
-            padded = F.pad(_zeros_like(image), border)
+            padded = F.pad(_zeros_like(image, gradient), border)
             _add_gradient_of_image(padded, gradient, taps, *sizes)
             of_image = F.pad(padded, [-size for size in border]).to(image.dtype)
         return of_image, of_taps, None, None
@@ -66,7 +68,7 @@ class ShiftedProducts(torch.autograd.Function):
         query, key = ctx.saved_tensors
         taps, sizes = gradients[0].contiguous(), (ctx.kernel_size, ctx.dilation)
         border = _border(*sizes)
-        padded = F.pad(_zeros_like(key), border)
+        padded = F.pad(_zeros_like(key, taps), border)
         _add_gradient_of_image(padded, query.contiguous(), taps, *sizes)
         of_query = _sum_of_products(F.pad(key.contiguous(), border), taps, *sizes)
         of_key = F.pad(padded, [-size for size in border])
@@ -102,12 +104,12 @@ class SumOfProjectedProducts(torch.autograd.Function):
         image, features, projection, bias = ctx.saved_tensors
         sizes = (ctx.kernel_size, ctx.dilation)
         border = _border(*sizes)
-        padded, of_padded = F.pad(image.contiguous(), border), F.pad(_zeros_like(image), border)
+        padded, of_padded = F.pad(image.contiguous(), border), F.pad(_zeros_like(image, gradient), border)
         of_features, of_projection, of_bias = [], torch.zeros_like(projection), torch.zeros_like(bias)
         for span, rows in _strips(padded, image, projection, *sizes):
             strip, of_y = features.narrow(1, *span), gradient.narrow(2, *span)
             if any(ctx.needs_input_grad[1:4]):
-                of_taps = _gradient_of_taps(of_y, rows, *sizes).flatten(0, 1).flatten(1)  # [G * K, h * W * B]
+                of_taps = _gradient_of_taps(of_y, rows, *sizes).reshape(projection.shape[0], -1)  # [G * K, h * W * B]
                 of_features.append((projection.t() @ of_taps).view(strip.shape))
                 of_projection = of_projection + of_taps @ strip.flatten(1).t()
                 of_bias = of_bias + of_taps.sum(1)
@@ -120,8 +122,11 @@ class SumOfProjectedProducts(torch.autograd.Function):
 
 def _project(projection: Tensor, bias: Tensor, features: Tensor, image: Tensor) -> Tensor:
     """Taps [G, K, h, W, B] of some rows of features [R, h, W, B]."""
-    taps = torch.addmm(bias[:, None], projection, features.flatten(1))
-    return taps.unflatten(1, features.shape[1:]).unflatten(0, (image.shape[0], -1))
+    if torch.compiler.is_compiling():  # the positions as one axis would shut out a batch of one image
+        taps = F.linear(features.permute(3, 1, 2, 0), projection, bias).permute(3, 1, 2, 0).contiguous()
+    else:
+        taps = torch.addmm(bias[:, None], projection, features.flatten(1)).unflatten(1, features.shape[1:])
+    return taps.unflatten(0, (image.shape[0], -1))
 
 
 def _strips(
@@ -141,16 +146,16 @@ def _strips(
 
 def _sum_of_products(padded: Tensor, taps: Tensor, kernel_size: Pair, dilation: Pair) -> Tensor:
     shape = (taps.shape[0], padded.shape[1], *taps.shape[2:])
-    y = torch.zeros(shape, dtype=_accumulator(padded), device=padded.device)
+    y = taps.new_zeros(shape, dtype=_accumulator(padded))  # of taps, which may have the axis of a vmap
     for k, shifted in enumerate(_shifts(padded, taps.shape[2:4], kernel_size, dilation)):
-        y.addcmul_(shifted, taps[:, k, None].to(shifted.dtype))
+        _add_product(y, shifted, taps[:, k, None].to(shifted.dtype))
     return y
 
 
 def _gradient_of_taps(gradient: Tensor, padded: Tensor, kernel_size: Pair, dilation: Pair) -> Tensor:
     groups, _, *positions = gradient.shape
     shifts = _shifts(padded, gradient.shape[2:4], kernel_size, dilation)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_vectorised(gradient):
         return torch.stack([(gradient * shifted).sum(1) for shifted in shifts], dim=1)
     # the same in place: this gradient is as large as all weights, and a stack holds it twice
     of_taps = gradient.new_empty(groups, kernel_size[0] * kernel_size[1], *positions)
@@ -163,12 +168,20 @@ def _add_gradient_of_image(
     of_padded: Tensor, gradient: Tensor, taps: Tensor, kernel_size: Pair, dilation: Pair
 ) -> None:
     for k, shifted in enumerate(_shifts(of_padded, taps.shape[2:4], kernel_size, dilation)):
-        shifted.addcmul_(gradient, taps[:, k, None])
+        _add_product(shifted, gradient, taps[:, k, None])
 
 
-def _zeros_like(image: Tensor) -> Tensor:
-    """Zeros in the dtype that sums are kept in, one number in memory."""
-    return torch.zeros((), dtype=_accumulator(image), device=image.device).expand(image.shape)
+def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """total += first * second."""
+    if is_vectorised(total):
+        total.add_(first * second)  # a vmap has no rule for the other, and takes the gradients one by one
+    else:
+        total.addcmul_(first, second)
+
+
+def _zeros_like(image: Tensor, gradient: Tensor) -> Tensor:
+    """Zeros in the dtype that sums are kept in, one number in memory, for each gradient that a vmap has at once."""
+    return gradient.new_zeros((), dtype=_accumulator(image)).expand(image.shape)
 
 
 def _accumulator(t: Tensor) -> torch.dtype:

@@ -167,12 +167,12 @@ class Packed(Sequence[list[dict[str, Any]]]):
             raise IndexError(index)
         index %= len(self)
         # no file can bring its own: `__init__` has made it; json takes four times as long to write and to read
-        return pickle.loads(self.bytes[self.ends[index] : self.ends[index + 1]])
+        return pickle.loads(self.bytes[self.ends[index] : self.ends[index + 1]].tobytes())
 
 
 @contextmanager
 def _uncollected() -> Generator[None]:
-    """Without the search for cycles, which json has none of, and which takes a third of the time to read one of COCO's."""
+    """Without the search for cycles, which json has none of, and which takes a third of the time to read COCO's."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from localmix.axes import MIXERS
@@ -25,6 +26,21 @@ def strict(text):
         raise ValueError(constant)
 
     return json.loads(text, parse_constant=refuse)
+
+
+def test_an_interruption_while_speeds_are_measured_gives_the_threads_back(few_images, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("localmix.reports.compare.throughput", interrupted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare(mixers=MIXER_NAMES[:1], epochs=1, output=tmp_path, **SMALL)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
 from localmix.arguments import choice
 from localmix.axes import MIXERS
 from localmix.models import create_model
+from localmix.reports.benchmarks.rows import threads_of_cpu
 from localmix.reports.compare_report import report
 from localmix.reports.cost import Cost
 from localmix.reports.environment import command, commit, environment
@@ -175,18 +174,16 @@ def _throughput(
         model: create_model(model, num_classes=len(images.classes), in_chans=images.channels).to(device)
         for model in nets
     }
-    threads = torch.get_num_threads()
-    # With one thread, what else runs on the machine hardly shows; with several, each waits for the slowest.
-    torch.set_num_threads(THROUGHPUT["threads"])
     bar, turns = display.bar("images per second"), count(1)
-    speeds = throughput(
-        modules,
-        pixels.to(device),
-        labels.to(device),
-        rounds=THROUGHPUT["rounds"],
-        tick=lambda: bar.move(next(turns), 2 * THROUGHPUT["rounds"] * len(modules)),
-    )
-    torch.set_num_threads(threads)
+    # With one thread, what else runs on the machine hardly shows; with several, each waits for the slowest.
+    with threads_of_cpu(THROUGHPUT["threads"]):
+        speeds = throughput(
+            modules,
+            pixels.to(device),
+            labels.to(device),
+            rounds=THROUGHPUT["rounds"],
+            tick=lambda: bar.move(next(turns), 2 * THROUGHPUT["rounds"] * len(modules)),
+        )
     bar.remove()
     return speeds
 

@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import math
 import multiprocessing
@@ -7,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import weakref
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from PIL import Image
 
 from localmix.cli import main
 from localmix.reports.training.options import parse
+from localmix.reports.training.watch import Watch
 from localmix.tasks.classification.task import Classification
-from localmix.tasks.engine import stopping
+from localmix.tasks.engine import saving, stopping
 from localmix.tasks.engine.checkpoint import load_checkpoint
 
 RICH = {
@@ -50,6 +53,28 @@ def test_a_run_goes_on_from_any_step(fit, assert_same_runs, whole, tmp_path, ste
     means = [f"{sum(losses(whole)[epoch * 3 : epoch * 3 + 3]) / 3:.3f}" for epoch in range(3)]
     # also of the epoch that it went on within, all steps count
     assert said == {str(epoch + 1): means[epoch] for epoch in range(step // 3, 3)}
+
+
+def test_a_checkpoint_does_not_stay_in_memory_while_the_run_goes_on_from_it(fit, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    read, held = [], []
+
+    def load(path, **options):
+        checkpoint = load_checkpoint(path, **options)
+        read.append([weakref.ref(value) for value in checkpoint["state_dict"].values()])
+        return checkpoint
+
+    def look(record, trainer, module):
+        gc.collect()
+        held.append(sum(value() is not None for value in read[0]))
+
+    monkeypatch.setattr(saving, "load_checkpoint", load)
+    monkeypatch.setattr(Watch, "on_train_start", look)
+    for path in (tmp_path / "run").glob("checkpoints/*"):
+        if int(path.stem.removeprefix("step-")) > 4:
+            path.unlink()
+    assert fit(tmp_path / "run", **RICH) == 0
+    assert held == [0] and read[0]
 
 
 @pytest.mark.parametrize(("model", "says"), [("dynamic_dwnet_nano", True), ("dwnet_nano", False)])

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from localmix.tasks.classification import parallel
 from localmix.tasks.classification.data import load_images
 from localmix.tasks.classification.parallel import Events, Job, cpu_cores, gpus, train_all
+from localmix.tasks.classification.task import Classification
 
 
 def job(folder, **changes):
@@ -47,6 +49,20 @@ def test_processes_give_the_results_of_one(few_images, tmp_path):
         assert metrics[0] == metrics[1]
         assert alone.ends[index]["val_loss"] == together.ends[index]["val_loss"]
     assert alone.ends[0]["val_loss"] != alone.ends[1]["val_loss"]
+
+
+def test_nothing_of_a_run_stays_in_memory(few_images, tmp_path):
+    def nets():
+        return [thing for thing in gc.get_objects() if type(thing) is Classification]
+
+    gc.collect()
+    gc.disable()  # it may come by chance
+    try:
+        assert nets() == []
+        train_all([job(tmp_path)], few_images, processes=1, events=Events())
+        assert nets() == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 
 import numpy as np
@@ -67,6 +68,46 @@ def test_a_box_is_cut_at_the_border_and_one_without_a_pixel_is_left_out(dataset)
         content["annotations"][1]["bbox"] = [3, 3, 0.4, 9]
 
     assert dataset(change)[0][1]["boxes"].tolist() == [[0, 5, 40, 30]]
+
+
+def test_of_the_entry_of_an_image_no_more_is_kept_than_is_used(dataset):
+    def change(content):
+        content["images"][0] |= {"license": 3, "flickr_url": "http://farm", "date_captured": "2013-11-14 11:18:45"}
+
+    assert dataset(change).images[0] == {"id": 7, "file_name": "a.png", "width": 40, "height": 30}
+
+
+def test_objects_come_back_as_the_file_has_them(dataset):
+    def change(content):
+        content["annotations"][0]["segmentation"] = [[5.07, 5, 1 / 3, 5.5, 15, 25, 5, 1e-17]]
+        content["annotations"][1] |= {"note": "ü", "more": [None, True, {"a": []}]}
+
+    content = {}
+    images = dataset(lambda c: (change(c), content.update(copy.deepcopy(c))))
+    assert images.objects[0] == content["annotations"]
+    assert images.objects[-1] == []
+
+
+@pytest.mark.parametrize("wrong", [True, None, "5", float("nan"), float("inf")])
+def test_a_corner_that_is_no_number_is_an_error(dataset, wrong):
+    def change(content):
+        content["annotations"][0]["segmentation"] = [[5, 5, 15, 5, 15, 25, 5, wrong]]
+
+    with pytest.raises(ValueError, match="annotation 1: expected a polygon of x, y of three corners or more"):
+        dataset(change)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_python_searches_for_cycles_afterwards_as_it_did_before(dataset, was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        dataset()
+        assert gc.isenabled() == was_enabled
+        with pytest.raises(ValueError, match="no name"):
+            dataset(lambda content: content["categories"][0].pop("name"))
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
 
 
 def test_all_errors_are_listed_at_once(dataset):

@@ -10,7 +10,7 @@ from localmix.tasks.engine.distribution import is_helper, placement
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in ("LOCAL_RANK", "SLURM_NTASKS"):
+    for name in ("LOCAL_RANK", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,6 +39,17 @@ def test_what_slurm_has_started(monkeypatch):
     (environment,) = placed["plugins"]
     assert (placed["devices"], placed["num_nodes"]) == (8, 2)
     assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+
+
+def test_slurm_has_to_say_how_many_tasks_share_a_node(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NAME", "localmix")
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    with pytest.raises(ValueError, match="ntasks-per-node: expected a job of Slurm that says it, got one of 16 tasks"):
+        placement()
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_NNODES", "1")
+    assert placement()["devices"] == 1
 
 
 def test_missing_gpu_is_refused():

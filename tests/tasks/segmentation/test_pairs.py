@@ -128,3 +128,11 @@ def test_problems_of_all_splits_are_listed_at_once(tmp_path):
     assert "val/high.png" in str(caught.value)
     with pytest.raises(ValueError, match="found neither"):
         splits(tmp_path / "images", THREE)
+
+
+def test_no_file_is_read_of_a_split_that_is_not_wanted(tmp_path):
+    write(tmp_path, "train/high", value=7)
+    write(tmp_path, "val/good")
+    assert list(splits(tmp_path, THREE, wanted=["validation"])) == ["validation"]
+    with pytest.raises(ValueError, match=r"expected test images in .*, found train, validation only"):
+        splits(tmp_path, THREE, wanted=["validation", "test"])

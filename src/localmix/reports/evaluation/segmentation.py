@@ -80,10 +80,7 @@ def evaluate(
     view = view_of(segmenter, tta=tta, scales=scales, window=window, stride=stride)
     net = segmenter.net.to(device)
     with Display() as display, computed_in(precision, device):
-        found = splits(Path(root), segmenter.labelling, track=display.track)
-        if split not in found:
-            raise ValueError(f"data: expected {split} images in {root}, found {', '.join(found)} only")
-        scenes = found[split]
+        scenes = splits(Path(root), segmenter.labelling, wanted=(split,), track=display.track)[split]
         metric = inference.evaluate(net, scenes, track=display.track, **view)
     confusion, scores = metric.confusion, metric.compute()
     classes = segmenter.labelling.classes

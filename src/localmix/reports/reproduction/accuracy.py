@@ -71,7 +71,7 @@ def _order(rows: Sequence[dict[str, Any]]) -> list[Block]:
         return []
     stated = ", ".join(
         f"{paper[stem].title} {scores[stem].text}"
-        for stem in sorted(scores, key=lambda s: scores[s].text, reverse=True)
+        for stem in sorted(scores, key=lambda s: scores[s].value, reverse=True)
     )
     found, differences = [], []
     for a, b in pairs:

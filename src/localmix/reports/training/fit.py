@@ -147,7 +147,10 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     if trainer.is_global_zero:
         write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
         write_json(folder / RUN, facts)
-    fit(trainer, task, training, validation, resumed[0] if resumed else None, contexts=[record, stopping])
+    path = resumed[0] if resumed else None
+    # Lightning reads it anew; held here, the weights and what the optimiser knows of them would lie in memory twice
+    del resumed
+    fit(trainer, task, training, validation, path, contexts=[record, stopping])
 
 
 def _checkpoint(settings: Namespace, folder: Path, say: Callable[[str], Any]) -> tuple[Path, dict[str, Any]] | None:

@@ -6,6 +6,7 @@ each other in every operation, so that one busy core stalls them all.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -213,3 +214,6 @@ def _train(job: Job, images: Images, on_step: Callable[..., Any], on_epoch: Call
         return train(images=images, on_step=on_step, on_epoch=on_epoch, **arguments)
     finally:
         torch.set_num_threads(before)
+        # Trainer and net refer to each other. Python looks for such so seldom that nets and optimisers of dozens of
+        # runs were there at a time, in the memory of a GPU too.
+        gc.collect()

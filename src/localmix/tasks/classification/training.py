@@ -50,8 +50,7 @@ def train(
         ValueError: another process trains in `folder`.
     """
     with claim(folder, patience=PATIENCE):
-        path = folder / CHECKPOINT
-        resumed = load_checkpoint(path) if path.exists() else None
+        checkpoint = folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None
         trainer = new_trainer(
             folder,
             accelerator=device,
@@ -65,10 +64,10 @@ def train(
             images, batch_size, trainer=trainer, seed=seed, augment=augment, workers=workers, steps=steps
         )
         record = Record(folder, batches(training), seed=seed, on_step=on_step, on_epoch=on_epoch)
-        if resumed:
-            record.go_on(resumed)
+        if checkpoint:
+            record.go_on(load_checkpoint(checkpoint))
         trainer.callbacks += [record, Saving(record)]  # ty: ignore[missing-attribute] -- set in its constructor
-        fit(trainer, task, training, validation, path if resumed else None, contexts=[record])
+        fit(trainer, task, training, validation, checkpoint, contexts=[record])
         return {**summary(folder / METRICS), "seconds": record.seconds}
 
 

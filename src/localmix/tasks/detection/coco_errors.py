@@ -96,7 +96,7 @@ def _wrong_with_mask(segmentation: Any, image: dict[str, Any]) -> Iterator[str]:
     else:
         for polygon in segmentation:
             whole = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not whole or not all(_is_number(value) for value in polygon):
+            if not whole or not _are_numbers(polygon):
                 yield f"expected a polygon of x, y of three corners or more, got {str(polygon)[:80]}"
 
 
@@ -114,6 +114,11 @@ def _is_integer(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    """`_is_number` of all, without a call for each: COCO's polygons have 50 million of them."""
+    return set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
 
 
 def _key(entry: dict[str, Any]) -> int | None:

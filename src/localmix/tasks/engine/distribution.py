@@ -74,10 +74,19 @@ def _started() -> tuple[int | None, int | None, Any]:
     if is_torchelastic_launched():
         return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"]), TorchElasticEnvironment()
     if SLURMEnvironment.detect():
-        tasks = os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_NTASKS")
         # requeueing is the job of the sbatch file, which the exit status tells to
-        return int(tasks or 1), int(os.environ.get("SLURM_NNODES", 1)), SLURMEnvironment(auto_requeue=False)
+        return *_started_by_slurm(), SLURMEnvironment(auto_requeue=False)
     return None, None, LightningEnvironment()
+
+
+def _started_by_slurm() -> tuple[int, int]:
+    """Tasks on each node, and nodes."""
+    tasks, nodes = (int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    on_each = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if on_each is None and tasks > 1:
+        # Lightning does not know then which of them share a node
+        raise ValueError(f"ntasks-per-node: expected a job of Slurm that says it, got one of {tasks} tasks in all")
+    return int(on_each or 1), nodes
 
 
 def _meet(backend: str) -> None:

@@ -66,7 +66,7 @@ def load_scenes(
         root: laid out as `localmix.tasks.segmentation.pairs.splits` says.
         labelling: their classes.
         size, short_side, scale, largest_share, distort: see `localmix.tasks.segmentation.views.SceneViews`.
-        check: read every file now.
+        check: read every file of these two splits now.
         track: shows progress while files are read.
 
     Raises:
@@ -76,14 +76,10 @@ def load_scenes(
     views = SceneViews(
         size, short_side=short_side, scale=(least, largest), largest_share=largest_share, distort=distort
     )
-    found = splits(Path(root), labelling, check=check, track=track)
-    missing = [split for split in ("train", "validation") if split not in found]
-    if missing:
-        raise ValueError(f"data: expected {' and '.join(missing)} images in {root}, found {', '.join(found)} only")
-    used = {split: found[split] for split in ("train", "validation")}
-    train, validation = (SceneDataset(scenes, views) for scenes in used.values())
+    found = splits(Path(root), labelling, wanted=("train", "validation"), check=check, track=track)
+    train, validation = (SceneDataset(scenes, views) for scenes in found.values())
     return Scenes(
-        str(Path(root).resolve()), labelling, views.short_side, train, validation, fingerprint(used, Path(root))
+        str(Path(root).resolve()), labelling, views.short_side, train, validation, fingerprint(found, Path(root))
     )
 
 

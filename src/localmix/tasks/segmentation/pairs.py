@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +83,10 @@ def scenes(
     return LabelledScenes(pairs, labelling)
 
 
-def splits(root: Path, labelling: Labelling, **options: Any) -> dict[str, LabelledScenes]:
-    """The splits of a data set, "train", "validation" and "test", those that are there.
+def splits(
+    root: Path, labelling: Labelling, *, wanted: Sequence[str] | None = None, **options: Any
+) -> dict[str, LabelledScenes]:
+    """The splits of a data set, "train", "validation" and "test".
 
     It is laid out as `images/SPLIT` beside `annotations/SPLIT` (CamVid, ADE20K), or as `SPLIT/image` beside
     `SPLIT/label`; folders may have the other names in `IMAGE_FOLDERS`, `LABEL_FOLDERS` and `SPLITS`.
@@ -92,27 +94,34 @@ def splits(root: Path, labelling: Labelling, **options: Any) -> dict[str, Labell
     Args:
         root: folder of the data set.
         labelling: what the values of the label maps mean.
+        wanted: names of those that are needed; no file of another is read. By default those that are there.
         options: as `scenes` has them.
 
     Raises:
-        ValueError: there is no such layout, or as `scenes`, for all splits at once.
+        ValueError: there is no such layout, one that is wanted is missing, or as `scenes`, for all of them at once.
     """
     root = Path(root)
-    found, problems = {}, []
-    for split, names in SPLITS.items():
-        folders = next((pair for name in names if (pair := _folders(root, name))), None)
-        if folders:
-            try:
-                found[split] = scenes(*folders, labelling, **options)
-            except ValueError as error:
-                problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
-    if not found:
+    there = {
+        split: folders
+        for split, names in SPLITS.items()
+        if (folders := next((pair for name in names if (pair := _folders(root, name))), None))
+    }
+    if not there:
         raise ValueError(
             f"data: expected {root}/images/train beside {root}/annotations/train, or {root}/train/image beside "
             f"{root}/train/label, found neither"
         )
+    missing = [] if wanted is None else [split for split in wanted if split not in there]
+    if missing:
+        raise ValueError(f"data: expected {' and '.join(missing)} images in {root}, found {', '.join(there)} only")
+    found, problems = {}, []
+    for split in there if wanted is None else wanted:
+        try:
+            found[split] = scenes(*there[split], labelling, **options)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     return found
 
 

@@ -97,7 +97,7 @@ WATCHERS = {
     "dispatch mode": Mode,
     "function mode": FunctionMode,
     "counter of FLOPs": lambda: FlopCounterMode(display=False),
-    "profiler": torch.profiler.profile,
+    "profiler": lambda: torch.profiler.profile(acc_events=True),  # PyTorch 2.11 warns without
 }
 
 

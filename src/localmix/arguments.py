@@ -121,15 +121,15 @@ def tensor(name: str, value: Tensor, shape: str, *, like: Tensor | None = None) 
     return value
 
 
-def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: str | Callable[[], str]) -> None:
+def sizes(name: str, value: Tensor, expected: tuple[tuple[Any, ...], ...], meaning: Callable[[], str]) -> None:
     """Each axis of `value` must have one of the sizes that `expected` lists for it; None stands for any.
 
-    `meaning` says it in words; a function that makes them is called for an error alone.
+    `meaning` says it in words. It is called for an error alone: a size that is written down is a fixed one to
+    `torch.compile`, which would compile again for every other.
     """
     for size, allowed in zip(value.shape, expected, strict=True):
         if None not in allowed and size not in allowed:
-            meaning = meaning if isinstance(meaning, str) else meaning()
-            raise ValueError(f"{name}: expected {meaning}, got shape {tuple(value.shape)}")
+            raise ValueError(f"{name}: expected {meaning()}, got shape {tuple(value.shape)}")
 
 
 _WITH_AUTOCAST = frozenset(
@@ -201,7 +201,7 @@ def neighborhood_products(
     """Checks the arguments of `neighborhood_products`; gives kernel size and dilation as pairs."""
     tensor("query", query, "B H W C")
     tensor("key", key, "B H W C", like=query)
-    sizes("key", key, tuple((size,) for size in query.shape), f"the shape of query, {tuple(query.shape)}")
+    sizes("key", key, tuple((size,) for size in query.shape), lambda: f"the shape of query, {tuple(query.shape)}")
     divides("num_groups", num_groups, "C", query.shape[3])
     return pair("kernel_size", kernel_size), pair("dilation", dilation)
 
@@ -285,9 +285,11 @@ def aggregate(x: Tensor, weight: Tensor, neighborhood: Tensor) -> None:
     if not isinstance(neighborhood, Tensor) or neighborhood.ndim != 3 or neighborhood.dtype != torch.int64:
         raise ValueError(f"neighborhood: expected an int64 tensor [H, W, K], got {_describe(neighborhood)}")
     taps = neighborhood.shape[2]
-    sizes("neighborhood", neighborhood, ((height,), (width,), (None,)), f"[H, W, K] with [{height}, {width}] as in x")
-    expected = f"[B|1, H|1, W|1, G, K] with B, H, W = {batch}, {height}, {width} and K = {taps}"
-    sizes("weight", weight, ((batch, 1), (height, 1), (width, 1), (None,), (taps,)), expected)
+    expected = ((height,), (width,), (None,))
+    sizes("neighborhood", neighborhood, expected, lambda: f"[H, W, K] with [{height}, {width}] as in x")
+    expected = ((batch, 1), (height, 1), (width, 1), (None,), (taps,))
+    words = "[B|1, H|1, W|1, G, K] with B, H, W ="
+    sizes("weight", weight, expected, lambda: f"{words} {batch}, {height}, {width} and K = {taps}")
     divides("weight", weight.shape[3], "C", channels)
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0  # with no numbers to look at
     if neighborhood.device.type == "cpu" and not watched and neighborhood.numel():
@@ -307,7 +309,7 @@ def _is_integer(value: object) -> bool:
 def _bias(bias: Tensor | None, x: Tensor) -> None:
     if bias is not None:
         tensor("bias", bias, "C", like=x)
-        sizes("bias", bias, ((x.shape[3],),), f"[C] = [{x.shape[3]}]")
+        sizes("bias", bias, ((x.shape[3],),), lambda: f"[C] = [{x.shape[3]}]")
 
 
 def _describe(value: object) -> str:

@@ -71,6 +71,19 @@ def whole_vectors():
     yield "projected_inhomogeneous_convolution", tensors, options, torch.randn_like(x)
 
 
+def few_groups():
+    """Problems whose channels are side by side in vectors: whole ones, 8, 4, 2 and 1 at a time, and cut ones."""
+    for groups, dim in ((1, 250), (2, 128), (3, 40), (1, 7)):
+        x = torch.randn(2, 6, 5, groups * dim)
+        tensors = {"x": x, "weight": torch.randn(2, 6, 5, groups, 15)}
+        yield "inhomogeneous_convolution", tensors, {"kernel_size": (5, 3), "dilation": (1, 2)}, torch.randn_like(x)
+        tensors = {"x": x, "weight": torch.randn(2, 6, 5, 28, groups).transpose(3, 4)}
+        yield "inhomogeneous_convolution", tensors, {"kernel_size": (4, 7)}, torch.randn_like(x)
+        tensors = {"x": x, "hidden": torch.randn(2, 6, 5, 9), "projection": torch.randn(groups * 15, 9)}
+        options = {"kernel_size": (5, 3), "num_groups": groups}
+        yield "projected_inhomogeneous_convolution", tensors, options, torch.randn_like(x)
+
+
 OPERATORS = [operator for operator in kernels.OPERATORS if hasattr(native, operator)]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
@@ -198,12 +211,21 @@ def test_threads_that_pack_the_projection_themselves(groups, dtype, num_threads)
     assert all(torch.equal(results[0], y) for y in results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_few_groups_of_many_channels(dtype, num_threads):
+    num_threads(2)
+    for operator, tensors, options, gradient in few_groups():
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+        check_operator(operator, tensors, options, gradient.to(dtype), impl="native")
+
+
+@pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("is_groups_inside", [False, True])
-def test_weights_of_taps_outside_of_the_map_do_not_matter(is_groups_inside):
+def test_weights_of_taps_outside_of_the_map_do_not_matter(is_groups_inside, groups):
     """Every tap of every position that reads nothing has a weight of NaN."""
     for size, kernel, dilation in (((6, 5), (7, 4), (1, 1)), ((4, 9), (2, 5), (3, 2)), ((1, 1), (3, 6), (5, 1))):
         outside = functional.sliding(*size, kernel, dilation=dilation)[None, :, :, None] < 0
-        x, weight = torch.randn(2, *size, 32), torch.randn(2, *size, 16, kernel[0] * kernel[1])
+        x, weight = torch.randn(2, *size, 32), torch.randn(2, *size, groups, kernel[0] * kernel[1])
         options, gradient = {"kernel_size": kernel, "dilation": dilation, "impl": "native"}, torch.randn_like(x)
         results = []
         for mark in (0.0, torch.nan):
@@ -287,12 +309,12 @@ import json, sys
 import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
-from test_native import OPERATORS, neighborhoods, problem, whole_vectors
+from test_native import OPERATORS, few_groups, neighborhoods, problem, whole_vectors
 from localmix.kernels import native
 from localmix.testing import check_operator
 for operator in OPERATORS:
     check_operator(operator, *problem(operator), impl="native")
-for operator, *case in (*whole_vectors(), *neighborhoods()):
+for operator, *case in (*whole_vectors(), *few_groups(), *neighborhoods()):
     check_operator(operator, *case, impl="native")
 print(json.dumps(native.description()))
 """

@@ -80,6 +80,27 @@ def test_compiles_as_one_graph(operator):
         torch.testing.assert_close(actual[name], expected[name])
 
 
+def test_channels_left_open_are_compiled_once():
+    """Words for an error that never comes would make every number of channels, and every map, another graph."""
+    torch.compiler.reset()
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+    def mix(x, weight, bias, kernels_of_images):
+        y = kernels.depthwise_convolution(x, weight, bias, impl="aten")
+        y = kernels.homogeneous_convolution(y, kernels_of_images, bias, impl="aten")
+        return kernels.neighborhood_products(y, x, num_groups=2, kernel_size=3, impl="aten")
+
+    for batch, height, width, channels in [(2, 5, 6, 12), (3, 7, 8, 16), (4, 9, 10, 20)]:
+        values = [(batch, height, width, channels), (channels, 3, 3), (channels,), (batch, channels, 3, 3)]
+        assert mix(*map(torch.ones, values)).shape == (batch, height, width, 2, 9)
+    assert len(compiled) == 1
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiles_to_machine_code():
     torch.compiler.reset()

@@ -161,15 +161,14 @@ def relative_position_bias(table: Tensor, window_size: Size) -> Tensor:
     height, width = arguments.pair("window_size", window_size)
     arguments.tensor("table", table, "heads 2wh-1 2ww-1")
     shape = (2 * height - 1, 2 * width - 1)
-    arguments.sizes(
-        "table", table, ((None,), *((s,) for s in shape)), f"[heads, 2 wh - 1, 2 ww - 1] = [heads, *{shape}]"
-    )
+    expected = ((None,), *((s,) for s in shape))
+    arguments.sizes("table", table, expected, lambda: f"[heads, 2 wh - 1, 2 ww - 1] = [heads, *{shape}]")
     return by_offset(table, (height, width))
 
 
 def by_offset(table: Tensor, window_size: tuple[int, int]) -> Tensor:
     """From a table by offset, key minus query, to a matrix over slots: [..., 2 wh - 1, 2 ww - 1] to [..., N, N]."""
     height, width = window_size
-    rows = torch.arange(height, device=table.device).repeat_interleave(width)
-    columns = torch.arange(width, device=table.device).repeat(height)
+    slot = torch.arange(height * width, device=table.device)  # `repeat_interleave` is not in older versions of ONNX's
+    rows, columns = slot // width, slot % width
     return table[..., rows - rows[:, None] + height - 1, columns - columns[:, None] + width - 1]

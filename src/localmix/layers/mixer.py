@@ -64,5 +64,5 @@ class Mixer(nn.Module):
 
     def _bordered(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
         arguments.tensor("x", x, "B H W C")
-        arguments.sizes("x", x, ((None,), (None,), (None,), (self.dim,)), f"[B, H, W, {self.dim}]")
+        arguments.sizes("x", x, ((None,), (None,), (None,), (self.dim,)), lambda: f"[B, H, W, {self.dim}]")
         return self.connectivity.unpad(mix(self.connectivity.pad(x)), x.shape[1], x.shape[2])

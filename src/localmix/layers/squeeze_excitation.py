@@ -37,6 +37,6 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         arguments.tensor("x", x, "B H W C")
-        arguments.sizes("x", x, ((None,), (None,), (None,), (self.dim,)), f"[B, H, W, {self.dim}]")
+        arguments.sizes("x", x, ((None,), (None,), (None,), (self.dim,)), lambda: f"[B, H, W, {self.dim}]")
         factor = torch.sigmoid(self.expand(relu(self.reduce(x.mean((1, 2), keepdim=True)), self.reduce)))
         return x * factor.to(x.dtype)

@@ -270,7 +270,8 @@ class Hierarchy(nn.Module):
 
     def _check_image(self, x: Tensor) -> None:
         arguments.tensor("image", x, "B in_chans H W")
-        arguments.sizes("image", x, ((None,), (self.in_chans,), (None,), (None,)), f"[B, {self.in_chans}, H, W]")
+        expected = ((None,), (self.in_chans,), (None,), (None,))
+        arguments.sizes("image", x, expected, lambda: f"[B, {self.in_chans}, H, W]")
 
 
 def _recompute(block: nn.Module, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class SumOfShiftedProducts(torch.autograd.Function):
     @staticmethod
     def forward(image: Tensor, taps: Tensor, kernel_size: Pair, dilation: Pair) -> Tensor:
         padded = F.pad(image.contiguous(), _border(kernel_size, dilation))
-        return _sum_of_products(padded, taps, kernel_size, dilation).to(image.dtype)
+        return _returned(_sum_of_products(padded, taps, kernel_size, dilation), image.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -91,7 +91,7 @@ class SumOfProjectedProducts(torch.autograd.Function):
             _sum_of_products(rows, _project(projection, bias, features.narrow(1, *span), image), kernel_size, dilation)
             for span, rows in _strips(padded, image, projection, kernel_size, dilation)
         ]
-        return torch.cat(strips, dim=2).to(image.dtype)
+        return _returned(torch.cat(strips, dim=2), image.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -177,6 +177,15 @@ def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
         total.add_(first * second)  # a vmap has no rule for the other, and takes the gradients one by one
     else:
         total.addcmul_(first, second)
+
+
+def _returned(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a function returns, in `dtype`; a copy in `torch.compile`.
+
+    PyTorch 2.11 takes the gradient of a compiled function to be zero where a result is a tensor that its forward pass
+    has changed in place, or a cast has handed on as it was: pytorch/pytorch#180642. A compiler fuses the copy.
+    """
+    return y.to(dtype, copy=torch.compiler.is_compiling())
 
 
 def _zeros_like(image: Tensor, gradient: Tensor) -> Tensor:

@@ -92,11 +92,11 @@ class Tiles(NamedTuple):
 def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Tiles:
     longest = (size + dilation - 1) // dilation
     length = (size - torch.arange(dilation, device=device) + dilation - 1) // dilation  # of each residue
-    tile: Any = torch.sym_min(longest, kernel)
+    tile = _smaller(longest, kernel)
     count = (longest + tile - 1) // tile
     if not isinstance(count, int):  # a graph would hold for one tile only if it is traced with one
         count = torch.sym_max(count, 2)
-    strip = torch.sym_min(longest, tile + kernel - 1)
+    strip = _smaller(longest, tile + kernel - 1)
 
     # [n, 1] each, residues outside and tiles inside; not `repeat_interleave`, which ONNX gets wrong for an open count
     length = length[:, None].expand(-1, count).reshape(-1, 1)
@@ -120,3 +120,11 @@ def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Til
         distance=distance,
         slot=position % dilation * (count * tile) + position // dilation,
     )
+
+
+def _smaller(size: Any, other: Any) -> Any:
+    """The smaller of two sizes, either of them left open or not.
+
+    `torch.sym_min` takes numbers too, but not in `torch.compile` of PyTorch 2.11.
+    """
+    return min(size, other) if isinstance(size, int) and isinstance(other, int) else torch.sym_min(size, other)

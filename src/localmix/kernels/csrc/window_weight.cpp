@@ -2,8 +2,9 @@
 //
 //   y[i, g, d] = bias[g, i] + sum over the slots j of the window of i of  weight[g, i, j] * x[j, g, d]
 //
-// A window and group at a time is a product of two small matrices in the first-level cache; there is no partition and
-// no padding. A cut window holds fewer positions: it takes the rows and columns of its slots.
+// A group of some windows at a time is a product of two small matrices in the first-level cache; there is no partition
+// and no padding. Of a group of few channels so many windows are taken together that their channels fill a vector. A cut
+// window holds fewer positions: it takes the rows and columns of its slots.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
@@ -15,42 +16,70 @@
 #include "product.h"
 #include "windows.h"
 
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
 namespace {
 
-// A group of a window as float.
+// Windows that hold the same slots.
+struct Windows {
+  const Window& like() const { return *first; }
+
+  const Window* first;
+  int64_t count;
+};
+
+// Calls f with all windows [begin, end), at most `many` of them at a time.
+template <typename F>
+void for_windows(const WindowWeightProblem& p, int64_t begin, int64_t end, int64_t many, F f) {
+  std::vector<Window> windows;
+  windows.reserve(end - begin);
+  for (int64_t unit = begin; unit < end; ++unit) windows.emplace_back(p, unit);
+  if (many > 1)
+    std::stable_sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) {
+      return std::tie(a.row, a.column, a.rows, a.columns) < std::tie(b.row, b.column, b.rows, b.columns);
+    });
+  const Window *next = windows.data(), *beyond = next + windows.size();
+  while (next < beyond) {
+    const Window* const first = next++;
+    while (next < beyond && next - first < many && next->is_like(*first)) ++next;
+    f(Windows{first, next - first});
+  }
+}
+
+// A group of some windows as float.
 template <typename T>
 class Group {
  public:
   explicit Group(const WindowWeightProblem& p, bool backward)
-      : p_(p),
+      : many(std::max<int64_t>(1, kLanes / p.dim)),
+        p_(p),
         slots_(p.size_height * p.size_width),
         n_(std::min(p.size_height, p.height) * std::min(p.size_width, p.width)),
-        dim_(whole_vectors(p.dim)),
+        columns_(whole_vectors(many * p.dim)),
         line_(whole_vectors(n_)),
-        x(n_ * dim_, 0.0f),
-        y(n_ * dim_, 0.0f),
+        x(n_ * columns_, 0.0f),
+        y(n_ * columns_, 0.0f),
         cut_(n_ * n_),
-        transposed_(backward ? p.dim * line_ : 0, 0.0f),
+        transposed_(backward ? many * p.dim * line_ : 0, 0.0f),
         of_weight_(backward ? n_ * line_ : 0) {}
 
-  void read(const Window& w, int64_t group, const void* map, Floats& target) const {
-    float* out = target.data();
-    for (int64_t i = 0; i < w.positions; ++i, out += dim_) {
-      const T* source = static_cast<const T*>(map) + place(w, group, i);
-      to_floats(source, p_.dim, out);
-    }
+  void read(const Windows& w, int64_t group, const void* map, Floats& target) const {
+    for_positions(w, group, [&](int64_t at, int64_t column) {
+      to_floats(static_cast<const T*>(map) + at, p_.dim, target.data() + column);
+    });
   }
 
-  void write(const Window& w, int64_t group, const Floats& source, void* map) const {
-    const float* in = source.data();
-    for (int64_t i = 0; i < w.positions; ++i, in += dim_) {
-      T* target = static_cast<T*>(map) + place(w, group, i);
-      from_floats(in, p_.dim, target);
-    }
+  void write(const Windows& w, int64_t group, const Floats& source, void* map) const {
+    for_positions(w, group, [&](int64_t at, int64_t column) {
+      from_floats(source.data() + column, p_.dim, static_cast<T*>(map) + at);
+    });
   }
 
   // out = weight @ in, or its transpose @ in
-  void mix(const Window& w, int64_t group, bool transpose, const Floats& in, Floats& out) {
+  void mix(const Windows& windows, int64_t group, bool transpose, const Floats& in, Floats& out) {
+    const Window& w = windows.like();
     const float* weight = p_.weight + group * slots_ * slots_;
     int64_t stride = slots_;
     if (!w.whole) {
@@ -61,21 +90,24 @@ class Group {
       stride = w.positions;
     }
     const Factor a{weight, transpose ? 1 : stride, transpose ? stride : 1};
-    product(a, w.positions, w.positions, in.data(), dim_, dim_, out.data(), dim_);
+    product(a, w.positions, w.positions, in.data(), columns_, columns_, out.data(), columns_);
   }
 
-  void add_bias(const Window& w, int64_t group) {
+  void add_bias(const Windows& windows, int64_t group) {
+    const Window& w = windows.like();
     for (int64_t i = 0; i < w.positions; ++i) {
       const float bias = p_.bias[group * slots_ + w.slot(p_, i)];
-      for (int64_t d = 0; d < p_.dim; ++d) y[i * dim_ + d] += bias;
+      for (int64_t d = 0; d < windows.count * p_.dim; ++d) y[i * columns_ + d] += bias;
     }
   }
 
   // sums [i][j] += y[i] . x[j], y being its gradient
-  void add_to_weight(const Window& w, int64_t group, float* sums) {
+  void add_to_weight(const Windows& windows, int64_t group, float* sums) {
+    const Window& w = windows.like();
+    const int64_t columns = windows.count * p_.dim;
     sums += group * slots_ * slots_;
-    transpose(x.data(), dim_, w.positions, p_.dim, transposed_.data(), line_);
-    product(Factor{y.data(), dim_, 1}, w.positions, p_.dim, transposed_.data(), line_, whole_vectors(w.positions),
+    transpose(x.data(), columns_, w.positions, columns, transposed_.data(), line_);
+    product(Factor{y.data(), columns_, 1}, w.positions, columns, transposed_.data(), line_, whole_vectors(w.positions),
             of_weight_.data(), line_);
     for (int64_t i = 0; i < w.positions; ++i) {
       float* target = sums + w.slot(p_, i) * slots_;
@@ -88,25 +120,37 @@ class Group {
     }
   }
 
-  void add_to_bias(const Window& w, int64_t group, float* sums) const {
+  void add_to_bias(const Windows& windows, int64_t group, float* sums) const {
+    const Window& w = windows.like();
     for (int64_t i = 0; i < w.positions; ++i) {
       float sum = 0;
-      for (int64_t d = 0; d < p_.dim; ++d) sum += y[i * dim_ + d];
+      for (int64_t d = 0; d < windows.count * p_.dim; ++d) sum += y[i * columns_ + d];
       sums[group * slots_ + w.slot(p_, i)] += sum;
     }
   }
 
+  const int64_t many;  // windows that are taken together
+
  private:
+  // Calls f(first number on the map, first one of [position][window][dim]) for each position of each window.
+  template <typename F>
+  void for_positions(const Windows& w, int64_t group, F f) const {
+    for (int64_t n = 0; n < w.count; ++n)
+      for (int64_t i = 0; i < w.like().positions; ++i)
+        f(place(w.first[n], group, i), i * columns_ + n * p_.dim);
+  }
+
   int64_t place(const Window& w, int64_t group, int64_t position) const {
     const int64_t row = w.top + position / w.columns, column = w.left + position % w.columns;
     return (((w.b * p_.height + row) * p_.width + column) * p_.groups + group) * p_.dim;
   }
 
   const WindowWeightProblem& p_;
-  int64_t slots_, n_, dim_, line_;  // of a window; most positions of one; whole vectors of channels and of positions
+  // slots of a window; most positions of one; whole vectors of channels of the windows, and of positions
+  int64_t slots_, n_, columns_, line_;
 
  public:
-  Floats x, y;  // [position][dim]
+  Floats x, y;  // [position][window][dim]
 
  private:
   Floats cut_, transposed_, of_weight_;
@@ -115,22 +159,20 @@ class Group {
 template <typename T>
 void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_t end) {
   Group<T> group(p, false);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Window w(p, unit);
+  for_windows(p, begin, end, group.many, [&](const Windows& w) {
     for (int64_t g = 0; g < p.groups; ++g) {
       group.read(w, g, p.x, group.x);
       group.mix(w, g, false, group.x, group.y);
       if (p.bias) group.add_bias(w, g);
       group.write(w, g, group.y, p.y);
     }
-  }
+  });
 }
 
 template <typename T>
 void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, int64_t begin, int64_t end) {
   Group<T> group(p, true);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Window w(p, unit);
+  for_windows(p, begin, end, group.many, [&](const Windows& w) {
     for (int64_t g = 0; g < p.groups; ++g) {
       group.read(w, g, p.gradient, group.y);
       if (of_bias) group.add_to_bias(w, g, of_bias);
@@ -143,7 +185,7 @@ void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, in
         group.write(w, g, group.x, p.of_x);
       }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -33,6 +33,11 @@ struct Window {
     return (row + position / columns) * p.size_width + column + position % columns;
   }
 
+  // Whether both hold the same slots.
+  bool is_like(const Window& other) const {
+    return row == other.row && column == other.column && rows == other.rows && columns == other.columns;
+  }
+
   int64_t b, top, left, row, column, rows, columns, positions;
   bool whole;
 };

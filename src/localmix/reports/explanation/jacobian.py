@@ -86,7 +86,7 @@ def connection_matrix(mixer: Mixer, x: Tensor, channel: int = 0) -> Tensor:
             [1, 1, 0, 0]], dtype=torch.int32)
     """
     arguments.tensor("x", x, "1 H W C")
-    arguments.sizes("x", x, ((1,), (None,), (None,), (mixer.dim,)), f"[1, H, W, {mixer.dim}]")
+    arguments.sizes("x", x, ((1,), (None,), (None,), (mixer.dim,)), lambda: f"[1, H, W, {mixer.dim}]")
     if not 0 <= channel < mixer.dim:
         raise ValueError(f"channel: expected one of 0 ... {mixer.dim - 1}, got {channel}")
     with torch.enable_grad():

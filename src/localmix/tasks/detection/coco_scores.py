@@ -143,7 +143,9 @@ def _evaluate(
     truth: COCO, results: list[dict[str, Any]], kind: Any
 ) -> tuple[dict[str, float | None], list[float | None]]:
     """Scores by `NAMES`, and AP of each category."""
-    found = truth.loadRes([dict(result) for result in results])
+    # `loadRes` of faster-coco-eval takes no empty list before 1.8
+    empty = {**truth.dataset, "annotations": []}
+    found = truth.loadRes([dict(result) for result in results]) if results else COCO(empty)
     evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
     evaluation.run()
     scores = {name: _known(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}

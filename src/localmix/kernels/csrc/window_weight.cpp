@@ -22,15 +22,7 @@
 
 namespace {
 
-// Windows that hold the same slots.
-struct Windows {
-  const Window& like() const { return *first; }
-
-  const Window* first;
-  int64_t count;
-};
-
-// Calls f with all windows [begin, end), at most `many` of them at a time.
+// Calls f(first window, windows) with all windows [begin, end), of those that hold the same slots `many` at a time.
 template <typename F>
 void for_windows(const WindowWeightProblem& p, int64_t begin, int64_t end, int64_t many, F f) {
   std::vector<Window> windows;
@@ -44,7 +36,7 @@ void for_windows(const WindowWeightProblem& p, int64_t begin, int64_t end, int64
   while (next < beyond) {
     const Window* const first = next++;
     while (next < beyond && next - first < many && next->is_like(*first)) ++next;
-    f(Windows{first, next - first});
+    f(first, next - first);
   }
 }
 
@@ -59,73 +51,81 @@ class Group {
         n_(std::min(p.size_height, p.height) * std::min(p.size_width, p.width)),
         columns_(whole_vectors(many * p.dim)),
         line_(whole_vectors(n_)),
+        slot_(n_),
+        place_(n_),
         x(n_ * columns_, 0.0f),
         y(n_ * columns_, 0.0f),
         cut_(n_ * n_),
         transposed_(backward ? many * p.dim * line_ : 0, 0.0f),
         of_weight_(backward ? n_ * line_ : 0) {}
 
-  void read(const Windows& w, int64_t group, const void* map, Floats& target) const {
-    for_positions(w, group, [&](int64_t at, int64_t column) {
+  // Makes these windows, which hold the same slots, the ones that all else is about.
+  void move_to(const Window* first, int64_t count) {
+    window_ = first;
+    count_ = count;
+    positions_ = first->positions;
+    for (int64_t i = 0; i < positions_; ++i) {
+      slot_[i] = first->slot(p_, i);
+      place_[i] = (i / first->columns * p_.width + i % first->columns) * p_.groups * p_.dim;
+    }
+  }
+
+  void read(int64_t group, const void* map, Floats& target) const {
+    for_positions(group, [&](int64_t at, int64_t column) {
       to_floats(static_cast<const T*>(map) + at, p_.dim, target.data() + column);
     });
   }
 
-  void write(const Windows& w, int64_t group, const Floats& source, void* map) const {
-    for_positions(w, group, [&](int64_t at, int64_t column) {
+  void write(int64_t group, const Floats& source, void* map) const {
+    for_positions(group, [&](int64_t at, int64_t column) {
       from_floats(source.data() + column, p_.dim, static_cast<T*>(map) + at);
     });
   }
 
   // out = weight @ in, or its transpose @ in
-  void mix(const Windows& windows, int64_t group, bool transpose, const Floats& in, Floats& out) {
-    const Window& w = windows.like();
+  void mix(int64_t group, bool transpose, const Floats& in, Floats& out) {
     const float* weight = p_.weight + group * slots_ * slots_;
     int64_t stride = slots_;
-    if (!w.whole) {
-      for (int64_t i = 0; i < w.positions; ++i)
-        for (int64_t j = 0; j < w.positions; ++j)
-          cut_[i * w.positions + j] = weight[w.slot(p_, i) * slots_ + w.slot(p_, j)];
+    if (!window_->whole) {
+      for (int64_t i = 0; i < positions_; ++i)
+        for (int64_t j = 0; j < positions_; ++j) cut_[i * positions_ + j] = weight[slot_[i] * slots_ + slot_[j]];
       weight = cut_.data();
-      stride = w.positions;
+      stride = positions_;
     }
     const Factor a{weight, transpose ? 1 : stride, transpose ? stride : 1};
-    product(a, w.positions, w.positions, in.data(), columns_, columns_, out.data(), columns_);
+    product(a, positions_, positions_, in.data(), columns_, columns_, out.data(), columns_);
   }
 
-  void add_bias(const Windows& windows, int64_t group) {
-    const Window& w = windows.like();
-    for (int64_t i = 0; i < w.positions; ++i) {
-      const float bias = p_.bias[group * slots_ + w.slot(p_, i)];
-      for (int64_t d = 0; d < windows.count * p_.dim; ++d) y[i * columns_ + d] += bias;
+  void add_bias(int64_t group) {
+    for (int64_t i = 0; i < positions_; ++i) {
+      const float bias = p_.bias[group * slots_ + slot_[i]];
+      for (int64_t d = 0; d < count_ * p_.dim; ++d) y[i * columns_ + d] += bias;
     }
   }
 
   // sums [i][j] += y[i] . x[j], y being its gradient
-  void add_to_weight(const Windows& windows, int64_t group, float* sums) {
-    const Window& w = windows.like();
-    const int64_t columns = windows.count * p_.dim;
+  void add_to_weight(int64_t group, float* sums) {
+    const int64_t columns = count_ * p_.dim;
     sums += group * slots_ * slots_;
-    transpose(x.data(), columns_, w.positions, columns, transposed_.data(), line_);
-    product(Factor{y.data(), columns_, 1}, w.positions, columns, transposed_.data(), line_, whole_vectors(w.positions),
+    transpose(x.data(), columns_, positions_, columns, transposed_.data(), line_);
+    product(Factor{y.data(), columns_, 1}, positions_, columns, transposed_.data(), line_, whole_vectors(positions_),
             of_weight_.data(), line_);
-    for (int64_t i = 0; i < w.positions; ++i) {
-      float* target = sums + w.slot(p_, i) * slots_;
+    for (int64_t i = 0; i < positions_; ++i) {
+      float* target = sums + slot_[i] * slots_;
       const float* from = &of_weight_[i * line_];
-      if (w.whole) {
-        for (int64_t j = 0; j < w.positions; ++j) target[j] += from[j];
+      if (window_->whole) {
+        for (int64_t j = 0; j < positions_; ++j) target[j] += from[j];
       } else {
-        for (int64_t j = 0; j < w.positions; ++j) target[w.slot(p_, j)] += from[j];
+        for (int64_t j = 0; j < positions_; ++j) target[slot_[j]] += from[j];
       }
     }
   }
 
-  void add_to_bias(const Windows& windows, int64_t group, float* sums) const {
-    const Window& w = windows.like();
-    for (int64_t i = 0; i < w.positions; ++i) {
+  void add_to_bias(int64_t group, float* sums) const {
+    for (int64_t i = 0; i < positions_; ++i) {
       float sum = 0;
-      for (int64_t d = 0; d < windows.count * p_.dim; ++d) sum += y[i * columns_ + d];
-      sums[group * slots_ + w.slot(p_, i)] += sum;
+      for (int64_t d = 0; d < count_ * p_.dim; ++d) sum += y[i * columns_ + d];
+      sums[group * slots_ + slot_[i]] += sum;
     }
   }
 
@@ -134,20 +134,20 @@ class Group {
  private:
   // Calls f(first number on the map, first one of [position][window][dim]) for each position of each window.
   template <typename F>
-  void for_positions(const Windows& w, int64_t group, F f) const {
-    for (int64_t n = 0; n < w.count; ++n)
-      for (int64_t i = 0; i < w.like().positions; ++i)
-        f(place(w.first[n], group, i), i * columns_ + n * p_.dim);
-  }
-
-  int64_t place(const Window& w, int64_t group, int64_t position) const {
-    const int64_t row = w.top + position / w.columns, column = w.left + position % w.columns;
-    return (((w.b * p_.height + row) * p_.width + column) * p_.groups + group) * p_.dim;
+  void for_positions(int64_t group, F f) const {
+    for (int64_t n = 0; n < count_; ++n) {
+      const Window& w = window_[n];
+      const int64_t start = (((w.b * p_.height + w.top) * p_.width + w.left) * p_.groups + group) * p_.dim;
+      for (int64_t i = 0; i < positions_; ++i) f(start + place_[i], i * columns_ + n * p_.dim);
+    }
   }
 
   const WindowWeightProblem& p_;
   // slots of a window; most positions of one; whole vectors of channels of the windows, and of positions
   int64_t slots_, n_, columns_, line_;
+  const Window* window_ = nullptr;
+  int64_t count_ = 0, positions_ = 0;
+  std::vector<int64_t> slot_, place_;  // of each position; the place on the map from that of the first one on
 
  public:
   Floats x, y;  // [position][window][dim]
@@ -159,12 +159,13 @@ class Group {
 template <typename T>
 void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_t end) {
   Group<T> group(p, false);
-  for_windows(p, begin, end, group.many, [&](const Windows& w) {
+  for_windows(p, begin, end, group.many, [&](const Window* first, int64_t count) {
+    group.move_to(first, count);
     for (int64_t g = 0; g < p.groups; ++g) {
-      group.read(w, g, p.x, group.x);
-      group.mix(w, g, false, group.x, group.y);
-      if (p.bias) group.add_bias(w, g);
-      group.write(w, g, group.y, p.y);
+      group.read(g, p.x, group.x);
+      group.mix(g, false, group.x, group.y);
+      if (p.bias) group.add_bias(g);
+      group.write(g, group.y, p.y);
     }
   });
 }
@@ -172,17 +173,18 @@ void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_
 template <typename T>
 void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, int64_t begin, int64_t end) {
   Group<T> group(p, true);
-  for_windows(p, begin, end, group.many, [&](const Windows& w) {
+  for_windows(p, begin, end, group.many, [&](const Window* first, int64_t count) {
+    group.move_to(first, count);
     for (int64_t g = 0; g < p.groups; ++g) {
-      group.read(w, g, p.gradient, group.y);
-      if (of_bias) group.add_to_bias(w, g, of_bias);
+      group.read(g, p.gradient, group.y);
+      if (of_bias) group.add_to_bias(g, of_bias);
       if (of_weight) {
-        group.read(w, g, p.x, group.x);
-        group.add_to_weight(w, g, of_weight);
+        group.read(g, p.x, group.x);
+        group.add_to_weight(g, of_weight);
       }
       if (p.of_x) {
-        group.mix(w, g, true, group.y, group.x);
-        group.write(w, g, group.x, p.of_x);
+        group.mix(g, true, group.y, group.x);
+        group.write(g, group.x, p.of_x);
       }
     }
   });

@@ -84,6 +84,16 @@ def few_groups():
         yield "projected_inhomogeneous_convolution", tensors, options, torch.randn_like(x)
 
 
+def check_roundings(dtype):
+    """Every number of 16 bits times some others: products that float32 holds, rounded once."""
+    patterns = torch.arange(2**16).short().view(dtype)
+    for factor in (1.0, -1.25, 3.0, 2.0**-9, 2.0**9):
+        factors = torch.full((37,), factor, dtype=dtype)
+        x = torch.cat((patterns, patterns[:28])).view(1, 4, 443, 37)
+        y = kernels.depthwise_convolution(x, factors.view(37, 1, 1), impl="native")
+        torch.testing.assert_close(y, (x.float() * factors.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 OPERATORS = [operator for operator in kernels.OPERATORS if hasattr(native, operator)]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
@@ -219,6 +229,11 @@ def test_few_groups_of_many_channels(dtype, num_threads):
         check_operator(operator, tensors, options, gradient.to(dtype), impl="native")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_16_bits(dtype):
+    check_roundings(dtype)
+
+
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("is_groups_inside", [False, True])
 def test_weights_of_taps_outside_of_the_map_do_not_matter(is_groups_inside, groups):
@@ -309,13 +324,15 @@ import json, sys
 import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
-from test_native import OPERATORS, few_groups, neighborhoods, problem, whole_vectors
+from test_native import OPERATORS, check_roundings, few_groups, neighborhoods, problem, whole_vectors
 from localmix.kernels import native
 from localmix.testing import check_operator
 for operator in OPERATORS:
     check_operator(operator, *problem(operator), impl="native")
 for operator, *case in (*whole_vectors(), *few_groups(), *neighborhoods()):
     check_operator(operator, *case, impl="native")
+for dtype in (torch.bfloat16, torch.float16):
+    check_roundings(dtype)
 print(json.dumps(native.description()))
 """
 

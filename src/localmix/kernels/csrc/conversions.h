@@ -176,6 +176,7 @@ inline void to_floats(const T* source, int64_t count, float* target) {
   to_floats(source, count, target, [](auto v) { return v; });
 }
 
+// And back.
 template <typename T, typename F>
 inline void from_floats(const float* source, int64_t count, T* target, F change) {
   if constexpr (std::is_same_v<T, float>) {

@@ -68,7 +68,7 @@ inline void with_dim(int64_t dim, F f) {
   }
 }
 
-// Positions of a map, [G][D], to scratch and back.
+// Positions of a map, [G][D], to scratch, [G][D in whole vectors], and back.
 template <typename T>
 void spread_wide(const Shape& s, const T* source, int64_t positions, float* target) {
   const int64_t dim = s.problem.dim, whole = whole_vectors(dim);
@@ -87,7 +87,8 @@ void gather_wide(const Shape& s, const float* source, int64_t positions, T* targ
     from_floats(source, dim, target);
 }
 
-// Loops over constants are shuffles.
+// The same to whichever scratch there is; vectors of groups are [lanes / kLanes][D][kLanes]. Loops over constants are
+// shuffles.
 template <typename T>
 void spread(const Shape& s, const T* source, int64_t positions, float* target) {
   if (s.wide) return spread_wide(s, source, positions, target);

@@ -24,12 +24,16 @@ KERNELS = (
     "window_weight.cpp",
 )
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 INSTRUCTION_SETS = {
     # name: (bytes of a vector, flags of the compiler)
     "generic": (16, []),
     "avx2": (32, ["-mavx2", "-mfma", "-mf16c"]),
-    "avx512": (64, ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]),
+    "avx512": (64, AVX512),
 }
+# A set that contains AVX-512 and has what some kernels gain from; not every compiler knows it.
+AVX512_BF16 = (64, [*AVX512, "-mavx512bf16"])
+PROJECTED = ("projected_weight.cpp", "projected_gradient.cpp")
 
 
 class BuildKernels(build_ext):
@@ -38,10 +42,10 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links one shared library with a plain C interface."""
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = {name: flags for name, flags in INSTRUCTION_SETS.items() if name == "generic" or x86}
+        sets = {name: given for name, given in INSTRUCTION_SETS.items() if name == "generic" or x86}
+        macros = [("LOCALMIX_X86", "1")] if x86 else []
 
-        def compile_kernel(name: str, source: str) -> list[str]:
-            vector_bytes, flags = sets[name]
+        def compile_kernel(name: str, source: str, vector_bytes: int, flags: list[str]) -> list[str]:
             return self.compiler.compile(
                 [str(CSRC / source)],
                 output_dir=str(Path(self.build_temp) / name),
@@ -51,13 +55,17 @@ class BuildKernels(build_ext):
             )
 
         # The portable objects come first: of an inline function that several of them hold, the linker keeps the first.
-        jobs = [(name, source) for name in sets for source in KERNELS]
+        jobs = [(name, source, *given) for name, given in sets.items() for source in KERNELS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            further = [pool.submit(compile_kernel, "avx512_bf16", source, *AVX512_BF16) for source in PROJECTED if x86]
             objects = [o for compiled in pool.map(lambda job: compile_kernel(*job), jobs) for o in compiled]
+        if further and not any(job.exception() for job in further):
+            objects += [o for job in further for o in job.result()]
+            macros.append(("LOCALMIX_AVX512_BF16", "1"))
         objects += self.compiler.compile(
             [str(CSRC / "dispatch.cpp")],
             output_dir=self.build_temp,
-            macros=[("LOCALMIX_X86", "1")] if x86 else [],
+            macros=macros,
             extra_postargs=FLAGS,
             depends=ext.depends,
         )

@@ -15,15 +15,17 @@
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
+#define LOCALMIX_DECLARE_PROJECTED(isa)               \
+  LOCALMIX_DECLARE(localmix_pack_##isa)               \
+  LOCALMIX_DECLARE(localmix_projected_forward_##isa)  \
+  LOCALMIX_DECLARE(localmix_turn_##isa)               \
+  LOCALMIX_DECLARE(localmix_projected_backward_##isa) \
+  LOCALMIX_DECLARE(localmix_unpack_##isa)
 #define LOCALMIX_DECLARE_ALL(isa)                  \
   LOCALMIX_DECLARE(localmix_forward_##isa)         \
   LOCALMIX_DECLARE(localmix_backward_x_##isa)      \
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
-  LOCALMIX_DECLARE(localmix_pack_##isa)            \
-  LOCALMIX_DECLARE(localmix_projected_forward_##isa)       \
-  LOCALMIX_DECLARE(localmix_turn_##isa)                    \
-  LOCALMIX_DECLARE(localmix_projected_backward_##isa)      \
-  LOCALMIX_DECLARE(localmix_unpack_##isa)                  \
+  LOCALMIX_DECLARE_PROJECTED(isa)                  \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
   extern "C" const SharedWeightKernels localmix_shared_##isa; \
@@ -33,6 +35,9 @@ LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
 LOCALMIX_DECLARE_ALL(avx2)
 LOCALMIX_DECLARE_ALL(avx512)
+#ifdef LOCALMIX_AVX512_BF16
+LOCALMIX_DECLARE_PROJECTED(avx512_bf16)
+#endif
 #endif
 
 #define LOCALMIX_PUBLIC extern "C" __attribute__((visibility("default")))
@@ -46,13 +51,14 @@ struct Kernels {
   const WindowWeightKernels* window_weight;
 };
 
-#define LOCALMIX_SET(isa, lanes)                                                                            \
-  {                                                                                                         \
-    {#isa, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,        \
-     localmix_pack_##isa, localmix_projected_forward_##isa, localmix_turn_##isa,                            \
-     localmix_projected_backward_##isa, localmix_unpack_##isa},                                             \
-        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                       \
-        &localmix_window_weight_##isa                                                                       \
+// Kernels of `isa`, but those of projected weights of a set that contains it.
+#define LOCALMIX_SET(projected, isa, lanes)                                                                    \
+  {                                                                                                            \
+    {#projected, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,     \
+     localmix_pack_##projected, localmix_projected_forward_##projected, localmix_turn_##projected,             \
+     localmix_projected_backward_##projected, localmix_unpack_##projected},                                    \
+        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                          \
+        &localmix_window_weight_##isa                                                                          \
   }
 
 #ifdef LOCALMIX_X86
@@ -60,6 +66,13 @@ struct Kernels {
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
+#ifdef LOCALMIX_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 #endif
 
@@ -71,17 +84,16 @@ struct Choice {
 
 const Choice choices[] = {
 #ifdef LOCALMIX_X86
-    {LOCALMIX_SET(avx512, 16),
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-     }},
-    {LOCALMIX_SET(avx2, 8),
+#ifdef LOCALMIX_AVX512_BF16
+    {LOCALMIX_SET(avx512_bf16, avx512, 16), [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+#endif
+    {LOCALMIX_SET(avx512, avx512, 16), has_avx512},
+    {LOCALMIX_SET(avx2, avx2, 8),
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
      }},
 #endif
-    {LOCALMIX_SET(generic, 4), [] { return true; }},
+    {LOCALMIX_SET(generic, generic, 4), [] { return true; }},
 };
 
 // The best one, or the one of that name; null if this processor has it not.

@@ -1,10 +1,12 @@
 // Small matrix products whose factors wait in the first-level cache: c [m, n] = a [m, depth] @ b [depth, n].
 //
 // b and c are rows of whole vectors; a is read number by number, in any strides, so that a transposed a costs nothing.
+// Numbers of a type that the processor multiplies in pairs lie in the words of a and b (words.h), c is always of floats.
 #pragma once
 
 #include "numbers.h"
 #include "unroll.h"
+#include "words.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -27,7 +29,7 @@ LOCALMIX_INLINE inline void for_sums(F f) {
   });
 }
 
-template <int Rows, int Vectors>
+template <typename T = float, int Rows, int Vectors>
 LOCALMIX_INLINE inline void multiply(
     const Factor& a, int64_t depth, const float* b, int64_t b_stride, Vector (&sums)[Rows][Vectors]) {
   const float* column = a.data;
@@ -35,7 +37,7 @@ LOCALMIX_INLINE inline void multiply(
     Vector row[Vectors];
     for_sums<1, Vectors>([&](auto, auto v) LOCALMIX_INLINE { row[v] = load(b + v * kLanes); });
     for_sums<Rows, Vectors>([&](auto m, auto v) LOCALMIX_INLINE {
-      sums[m][v] += column[m * a.row] * row[v];
+      sums[m][v] = add_product<T>(sums[m][v], column[m * a.row], row[v]);
     });
   }
 }
@@ -87,12 +89,13 @@ inline void for_whole_products(int64_t m, int64_t n, F f) {
 }
 
 // c = a @ b, or c += a @ b
+template <typename T = float>
 inline void product(const Factor& a, int64_t m, int64_t depth, const float* b, int64_t b_stride, int64_t n, float* c,
-                    int64_t c_stride, bool add = false) {
+             int64_t c_stride, bool add = false) {
   for_products(m, n, [&](auto rows, auto vectors, int64_t i, int64_t j) {
     Vector sums[rows][vectors];
     for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE { sums[r][v] = Vector{}; });
-    multiply(Factor{a.data + i * a.row, a.row, a.depth}, depth, b + j, b_stride, sums);
+    multiply<T>(Factor{a.data + i * a.row, a.row, a.depth}, depth, b + j, b_stride, sums);
     for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
       float* target = c + (i + r) * c_stride + j + v * kLanes;
       store(target, add ? load(target) + sums[r][v] : sums[r][v]);

@@ -30,17 +30,18 @@ inline void for_panels(const Shape& s, F f) {
   for (int64_t first = 0; first < all; first += 2 * kLanes) f(first, std::min(2 * kLanes, all - first));
 }
 
-// weights [positions][K][lanes] = features [positions][R] @ projection + bias, tap by tap, for the first `taps`.
-inline void make_weights(const Shape& s, const float* features, const float* packed, int64_t positions, float* weights,
-                         int64_t taps) {
-  const int64_t rank = s.problem.rank, stride = s.taps * s.lanes;
-  for (int64_t k = 0; k < taps; ++k, packed += (rank + 1) * s.lanes, weights += s.lanes)
+// weights [positions][K][lanes] = features [positions][depth] @ projection + bias, tap by tap, for the first `taps`.
+template <typename T>
+void make_weights(const Shape& s, const float* features, const float* packed, int64_t positions, float* weights,
+                  int64_t taps) {
+  const int64_t depth = words_of<T>(s.problem.rank), stride = s.taps * s.lanes;
+  for (int64_t k = 0; k < taps; ++k, packed += (depth + 1) * s.lanes, weights += s.lanes)
     for_products(positions, s.lanes, [&](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
       for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
-        sums[r][v] = load(packed + rank * s.lanes + j + v * kLanes);
+        sums[r][v] = load(packed + depth * s.lanes + j + v * kLanes);
       });
-      multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, s.lanes, sums);
+      multiply<T>(Factor{features + i * depth, depth, 1}, depth, packed + j, s.lanes, sums);
       for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
         store(weights + (i + r) * stride + j + v * kLanes, sums[r][v]);
       });
@@ -60,22 +61,28 @@ inline void for_reaching(const Shape& s, int64_t kernel_row, int64_t first, int6
   }
 }
 
-// projection [G, K, R] to [R / width][K][lanes][width], zero where there is none, taps [begin, end): panels of two
-// vectors, the last one perhaps of one.
+// projection [G, K, R] to [R / width][K][words of lanes][width], zero where there is none, taps [begin, end): panels of
+// two vectors, the last one perhaps of one.
 template <typename T>
 void turn(const LocalWeightProblem& p, const void* projection_, const void*, void* turned_, int64_t begin,
           int64_t end) {
   const Shape s(p);
   const T* projection = static_cast<const T*>(projection_);
   float* turned = static_cast<float*>(turned_);
+  const int64_t lines = words_of<T>(s.lanes);
   for_panels(s, [&](int64_t first, int64_t width) {
-    float* panel = turned + first * s.taps * s.lanes;
-    std::fill_n(panel + begin * s.lanes * width, (end - begin) * s.lanes * width, 0.0f);
-    for (int64_t g = 0; g < p.groups; ++g)
+    float* panel = turned + first * s.taps * lines;
+    const int64_t count = std::min(width, p.rank - first);
+    std::fill_n(panel + begin * lines * width, (end - begin) * lines * width, 0.0f);
+    for (int64_t g = 0; g < p.groups; g += kPerWord<T>)
       for (int64_t k = begin; k < end; ++k) {
         const T* source = projection + (g * s.taps + k) * p.rank + first;
-        float* target = panel + (k * s.lanes + g) * width;
-        to_floats(source, std::min(width, p.rank - first), target);
+        float* target = panel + (k * lines + g / kPerWord<T>) * width;
+        if constexpr (kPerWord<T> == 1) {
+          to_floats(source, count, target);
+        } else {
+          to_words_of_two(source, g + 1 < p.groups ? source + s.taps * p.rank : nullptr, count, target);
+        }
       }
   });
 }
@@ -121,21 +128,23 @@ class SlidingSums {
 };
 
 // of_hidden [positions][R] = of_weights [positions][K][lanes] @ projection, some taps at a time: their part of the
-// projection waits in the first-level cache for all positions.
+// projection waits in the first-level cache for all positions. `of_weights` become words.
 template <typename T>
-void write_of_hidden(const Shape& s, const float* of_weights, const float* turned, int64_t first, int64_t beyond,
-                     float* sums, T* of_hidden) {
-  const int64_t each = s.taps * s.lanes, rank = s.problem.rank, stride = whole_vectors(rank);
-  const int64_t some = std::max<int64_t>(1, kPanelDepth / s.lanes), across = s.problem.kernel_width;
+void write_of_hidden(const Shape& s, float* of_weights, const float* turned, int64_t first, int64_t beyond, float* sums,
+                     T* of_hidden) {
+  const int64_t lanes = words_of<T>(s.lanes), each = s.taps * lanes, rank = s.problem.rank;
+  const int64_t stride = whole_vectors(rank), across = s.problem.kernel_width;
+  const int64_t some = std::max<int64_t>(1, kPanelDepth / lanes);
+  if constexpr (kPerWord<T> == 2) to_words_of_neighbors<T>(of_weights, (beyond - first) * s.taps * s.lanes, of_weights);
   std::fill_n(sums, (beyond - first) * stride, 0.0f);
   for_panels(s, [&](int64_t column, int64_t width) {
     const float* panel = turned + column * each;
     for (int64_t row = 0; row < s.problem.kernel_height; ++row)
       for (int64_t c = 0; c < across; c += some)
         for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
-          const int64_t begin = (row * across + c) * s.lanes, depth = std::min(some, across - c) * s.lanes;
-          product(Factor{of_weights + i * each + begin, each, 1}, positions, depth, panel + begin * width, width, width,
-                  sums + i * stride + column, stride, true);
+          const int64_t begin = (row * across + c) * lanes, depth = std::min(some, across - c) * lanes;
+          product<T>(Factor{of_weights + i * each + begin, each, 1}, positions, depth, panel + begin * width, width,
+                     width, sums + i * stride + column, stride, true);
         });
   });
   for (int64_t i = 0; i < beyond - first; ++i)
@@ -152,23 +161,65 @@ inline Vector sum_rows(const float* rows, int64_t stride, int64_t count) {
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-// sums [K][R + 1][lanes] of projection and bias by the positions of a chunk, added to those before it.
-inline void add_of_projection(const Shape& s, const float* of_weights, const float* features, int64_t first,
-                              int64_t beyond, float* sums, bool add) {
+// Features [positions][R] in words of positions, [words of positions][R]; `words` is scratch for them if those of
+// `features`, where each word is of one position, are not these.
+template <typename T>
+const float* words_of_positions(const T* hidden, const float* features, int64_t positions, int64_t rank, float* words) {
+  if constexpr (kPerWord<T> == 1) {
+    return features;
+  } else {
+    for (int64_t i = 0; i < positions; i += 2)
+      to_words_of_two(hidden + i * rank, i + 1 < positions ? hidden + (i + 1) * rank : nullptr, rank,
+                      words + i / 2 * rank);
+    return words;
+  }
+}
+
+// Rows of words.
+struct Rows {
+  const float* data;
+  int64_t stride, count;
+};
+
+// Of rows [i, i + positions) of the weights' gradients, `each` numbers apart, the first `size` numbers, in words of
+// positions; `words` is scratch for them. Of a word of two positions one may not be among the rows: it is zero.
+template <typename T>
+Rows words_of_rows(const float* of_weights, int64_t each, int64_t i, int64_t positions, int64_t size, float* words) {
+  if constexpr (kPerWord<T> == 1) {
+    return {of_weights + i * each, each, positions};
+  } else {
+    const int64_t first = i / 2, beyond = words_of<T>(i + positions);
+    auto row = [&](int64_t n) { return n >= i && n < i + positions ? of_weights + n * each : nullptr; };
+    for (int64_t n = first; n < beyond; ++n)
+      to_words_of_two<T>(row(2 * n), row(2 * n + 1), size, words + (n - first) * size);
+    return {words, size, beyond - first};
+  }
+}
+
+// sums [K][R + 1][lanes] of projection and bias by the positions of a chunk, added to those before it; features
+// [words of positions][R].
+template <typename T>
+void add_of_projection(const Shape& s, const float* of_weights, const float* features, int64_t first, int64_t beyond,
+                       float* words, float* sums, bool add) {
   const int64_t each = s.taps * s.lanes, rank = s.problem.rank, across = s.problem.kernel_width;
-  for (int64_t k = 0; k < s.taps; ++k, of_weights += s.lanes, sums += (rank + 1) * s.lanes) {
+  const int64_t size = across * s.lanes, sums_size = (rank + 1) * s.lanes;
+  for (int64_t row = 0; row < s.problem.kernel_height; ++row, of_weights += size, sums += across * sums_size) {
     bool begun = add;
-    for_reaching(s, k / across, first, beyond, [&](int64_t i, int64_t positions) {
-      const float* rows = of_weights + i * each;
-      product(Factor{features + i * rank, 1, rank}, rank, positions, rows, each, s.lanes, sums, s.lanes, begun);
-      for (int64_t v = 0; v < s.lanes; v += kLanes) {
-        float* of_bias = sums + rank * s.lanes + v;
-        const Vector sum = sum_rows(rows + v, each, positions);
-        store(of_bias, begun ? load(of_bias) + sum : sum);
+    for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
+      const Rows rows = words_of_rows<T>(of_weights, each, i, positions, size, words);
+      const Factor turned{features + i / kPerWord<T> * rank, 1, rank};
+      for (int64_t c = 0; c < across; ++c) {
+        float *of_tap = sums + c * sums_size, *of_bias = of_tap + rank * s.lanes;
+        const int64_t at = c * s.lanes;
+        product<T>(turned, rank, rows.count, rows.data + at, rows.stride, s.lanes, of_tap, s.lanes, begun);
+        for (int64_t v = 0; v < s.lanes; v += kLanes) {
+          const Vector sum = sum_rows(of_weights + i * each + at + v, each, positions);
+          store(of_bias + v, begun ? load(of_bias + v) + sum : sum);
+        }
       }
       begun = true;
     });
-    if (!begun) std::fill_n(sums, (rank + 1) * s.lanes, 0.0f);
+    if (!begun) std::fill_n(sums, across * sums_size, 0.0f);
   }
 }
 
@@ -186,18 +237,20 @@ void projected_backward(
   SlidingRows<T> rows(s, static_cast<const T*>(given.x));
   SlidingSums<T> rows_of_x(s, of_x, begin, end);
   Floats g(std::min(chunk, p.width) * s.position, 0.0f);
-  UnsetFloats scratch(chunk * p.rank), all_weights(chunk * each), of_features(chunk * whole_vectors(p.rank));
+  const int64_t depth = words_of<T>(p.rank), pairs = kPerWord<T> == 1 ? 0 : words_of<T>(chunk);
+  UnsetFloats scratch(chunk * depth), all_weights(chunk * each), of_features(chunk * whole_vectors(p.rank));
+  UnsetFloats turned(pairs * p.rank), of_rows(pairs * p.kernel_width * s.lanes);
   float *features = scratch.data(), *weights = all_weights.data();
   // positions of lines [first line, last line), which are ours or of the lines around that reach into them
   auto take = [&](int64_t first_line, int64_t last_line, bool ours) {
     const int64_t last = last_line * p.width;
     for (int64_t first = first_line * p.width; first < last; first += chunk) {
       const int64_t beyond = std::min(first + chunk, last);
-      to_floats(hidden + first * p.rank, (beyond - first) * p.rank, features);
+      to_words(hidden + first * p.rank, beyond - first, p.rank, features);
       for (int64_t row = 0, k = 0; of_x && row < p.kernel_height; ++row, k += p.kernel_width)
         for_reaching(s, row, first, beyond, [&](int64_t i, int64_t positions) {
-          make_weights(s, features + i * p.rank, given.packed + k * (p.rank + 1) * s.lanes, positions,
-                       weights + i * each + k * s.lanes, p.kernel_width);
+          make_weights<T>(s, features + i * depth, given.packed + k * (depth + 1) * s.lanes, positions,
+                          weights + i * each + k * s.lanes, p.kernel_width);
         });
       for (int64_t position = first; position < beyond;) {
         // as many of them as lie on one line
@@ -215,9 +268,12 @@ void projected_backward(
         }
         position += count;
       }
+      if (ours && sums) {
+        const float* rows = words_of_positions(hidden + first * p.rank, features, beyond - first, p.rank, turned.data());
+        add_of_projection<T>(s, weights, rows, first, beyond, of_rows.data(), sums, first > begin * p.width);
+      }
       if (ours && of_hidden)
         write_of_hidden(s, weights, given.turned, first, beyond, of_features.data(), of_hidden + first * p.rank);
-      if (ours && sums) add_of_projection(s, weights, features, first, beyond, sums, first > begin * p.width);
     }
   };
   const int64_t above = s.rows - 1 - s.top, start = begin - begin % p.height, h = (end - 1) % p.height;

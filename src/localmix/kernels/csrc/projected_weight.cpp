@@ -15,20 +15,21 @@ namespace {
 
 constexpr int64_t kScratchFloats = 1 << 16;
 
-// A tap of projection [G, K, R] and bias [G, K] to [R + 1][lanes]; `rows` is scratch for [G][R].
+// A tap of projection [G, K, R] and bias [G, K] to [depth + 1][lanes], depth the words of R; `rows` is scratch for
+// [G][depth].
 template <typename T>
 void pack_tap(const Shape& s, const T* projection, const T* bias, int64_t k, float* rows, float* target) {
   const auto& p = s.problem;
   const T* source = projection + k * p.rank;
-  const int64_t stride = s.taps * p.rank;
-  if (s.lanes > p.groups) std::fill_n(target, p.rank * s.lanes, 0.0f);
+  const int64_t stride = s.taps * p.rank, depth = words_of<T>(p.rank);
+  if (s.lanes > p.groups) std::fill_n(target, depth * s.lanes, 0.0f);
   if constexpr (std::is_same_v<T, float>) {
     transpose(source, stride, p.groups, p.rank, target, s.lanes);
   } else {
-    for (int64_t g = 0; g < p.groups; ++g) to_floats(source + g * stride, p.rank, rows + g * p.rank);
-    transpose(rows, p.rank, p.groups, p.rank, target, s.lanes);
+    for (int64_t g = 0; g < p.groups; ++g) to_words(source + g * stride, 1, p.rank, rows + g * depth);
+    transpose(rows, depth, p.groups, depth, target, s.lanes);
   }
-  target += p.rank * s.lanes;
+  target += depth * s.lanes;
   std::fill_n(target, s.lanes, 0.0f);
   for (int64_t g = 0; bias && g < p.groups; ++g) target[g] = to_float(bias[g * s.taps + k]);
 }
@@ -36,10 +37,10 @@ void pack_tap(const Shape& s, const T* projection, const T* bias, int64_t k, flo
 // Scratch of `pack_tap`.
 template <typename T>
 UnsetFloats rows_of_tap(const Shape& s) {
-  return UnsetFloats(std::is_same_v<T, float> ? 0 : s.problem.groups * s.problem.rank);
+  return UnsetFloats(std::is_same_v<T, float> ? 0 : s.problem.groups * words_of<T>(s.problem.rank));
 }
 
-// projection [G, K, R] and bias [G, K] to [K][R + 1][lanes], taps [begin, end).
+// projection [G, K, R] and bias [G, K] to [K][depth + 1][lanes], taps [begin, end).
 template <typename T>
 void pack(const LocalWeightProblem& p, const void* projection, const void* bias, void* packed, int64_t begin,
           int64_t end) {
@@ -47,7 +48,7 @@ void pack(const LocalWeightProblem& p, const void* projection, const void* bias,
   UnsetFloats rows = rows_of_tap<T>(s);
   for (int64_t k = begin; k < end; ++k)
     pack_tap(s, static_cast<const T*>(projection), static_cast<const T*>(bias), k, rows.data(),
-             static_cast<float*>(packed) + k * (p.rank + 1) * s.lanes);
+             static_cast<float*>(packed) + k * (words_of<T>(p.rank) + 1) * s.lanes);
 }
 
 // Positions that are taken together: some lines, or a part of one.
@@ -63,9 +64,10 @@ class Weights {
   Weights(const Shape& shape, const HiddenWeights& given, int64_t positions)
       : shape_(shape),
         given_(given),
-        features_(positions * shape.problem.rank),
+        depth_(words_of<T>(shape.problem.rank)),
+        features_(positions * depth_),
         rows_(given.packed ? UnsetFloats() : rows_of_tap<T>(shape)),
-        tap_(given.packed ? 0 : (shape.problem.rank + 1) * shape.lanes),
+        tap_(given.packed ? 0 : (depth_ + 1) * shape.lanes),
         weights_(positions * shape.taps * shape.lanes),
         targets_(positions) {}
 
@@ -91,8 +93,8 @@ class Weights {
     float* target = features_.data();
     for (int64_t line = inside.first, n = 0; line < inside.last; ++line) {
       const T* source = static_cast<const T*>(given_.hidden) + (line * p.width + inside.left) * p.rank;
-      to_floats(source, count * p.rank, target);
-      target += count * p.rank;
+      to_words(source, count, p.rank, target);
+      target += count * depth_;
       int64_t position = (line - patch.first) * (patch.right - patch.left) + inside.left - patch.left;
       for (int64_t i = 0; i < count; ++i) targets_[n++] = weights_.data() + position++ * each;
     }
@@ -101,7 +103,7 @@ class Weights {
   // The weights of a tap in row a of the kernel, for the lines that it does not lead out of the map.
   void make_tap(const Patch& inside, int64_t a, int64_t k) {
     const auto& p = shape_.problem;
-    const int64_t back = shape_.top - a * p.dilation_height, size = (p.rank + 1) * shape_.lanes;
+    const int64_t back = shape_.top - a * p.dilation_height, size = (depth_ + 1) * shape_.lanes;
     const float* packed = given_.packed ? given_.packed + k * size : nullptr;
     for (int64_t line = inside.first; line < inside.last;) {
       const int64_t image = line / p.height * p.height, stop = std::min(inside.last, image + p.height);
@@ -119,15 +121,15 @@ class Weights {
   }
 
   void multiply_tap(int64_t first, int64_t positions, const float* packed, int64_t at) {
-    const int64_t rank = shape_.problem.rank, lanes = shape_.lanes;
-    const float* features = features_.data() + first * rank;
+    const int64_t depth = depth_, lanes = shape_.lanes;
+    const float* features = features_.data() + first * depth;
     float* const* targets = targets_.data() + first;
     for_whole_products(positions, lanes, [=](auto rows, auto vectors, int64_t i, int64_t j) {
       Vector sums[rows][vectors];
       for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
-        sums[r][v] = load(packed + rank * lanes + j + v * kLanes);
+        sums[r][v] = load(packed + depth * lanes + j + v * kLanes);
       });
-      multiply(Factor{features + i * rank, rank, 1}, rank, packed + j, lanes, sums);
+      multiply<T>(Factor{features + i * depth, depth, 1}, depth, packed + j, lanes, sums);
       for_sums<rows, vectors>([&](auto r, auto v) LOCALMIX_INLINE {
         store(targets[i + r] + at + j + v * kLanes, sums[r][v]);
       });
@@ -136,6 +138,7 @@ class Weights {
 
   const Shape& shape_;
   const HiddenWeights& given_;
+  int64_t depth_;  // words of the features of a position
   UnsetFloats features_, rows_, tap_, weights_;
   std::vector<float*> targets_;
 };

@@ -78,7 +78,9 @@ def library() -> ctypes.CDLL:
     library.localmix_window_weight.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2]
     wanted = os.environ.get(_INSTRUCTION_SET)
     if wanted and library.localmix_use_instruction_set(wanted.encode()):
-        raise ValueError(f"{_INSTRUCTION_SET}: expected generic, avx2 or avx512, and what the CPU has; got {wanted!r}")
+        raise ValueError(
+            f"{_INSTRUCTION_SET}: expected generic, avx2, avx512 or avx512_bf16, and what the CPU has; got {wanted!r}"
+        )
     openmp = _openmp()
     if openmp:
         functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)

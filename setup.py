@@ -31,7 +31,7 @@ INSTRUCTION_SETS = {
     "avx2": (32, ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": (64, AVX512),
 }
-# A set that contains AVX-512 and has what some kernels gain from; not every compiler knows it.
+# A set that contains AVX-512 and has what the products of projected weights gain from; not every compiler knows it.
 AVX512_BF16 = (64, [*AVX512, "-mavx512bf16"])
 PROJECTED = ("projected_weight.cpp", "projected_gradient.cpp")
 

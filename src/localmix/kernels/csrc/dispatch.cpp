@@ -51,12 +51,12 @@ struct Kernels {
   const WindowWeightKernels* window_weight;
 };
 
-// Kernels of `isa`, but those of projected weights of a set that contains it.
-#define LOCALMIX_SET(projected, isa, lanes)                                                                    \
+// Kernels of `isa`, but those of projected weights, which are of `name`, a set that contains it.
+#define LOCALMIX_SET(name, isa, lanes)                                                                         \
   {                                                                                                            \
-    {#projected, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,     \
-     localmix_pack_##projected, localmix_projected_forward_##projected, localmix_turn_##projected,             \
-     localmix_projected_backward_##projected, localmix_unpack_##projected},                                    \
+    {#name, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,          \
+     localmix_pack_##name, localmix_projected_forward_##name, localmix_turn_##name,                            \
+     localmix_projected_backward_##name, localmix_unpack_##name},                                              \
         &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                          \
         &localmix_window_weight_##isa                                                                          \
   }

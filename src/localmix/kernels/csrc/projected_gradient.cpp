@@ -78,11 +78,7 @@ void turn(const LocalWeightProblem& p, const void* projection_, const void*, voi
       for (int64_t k = begin; k < end; ++k) {
         const T* source = projection + (g * s.taps + k) * p.rank + first;
         float* target = panel + (k * lines + g / kPerWord<T>) * width;
-        if constexpr (kPerWord<T> == 1) {
-          to_floats(source, count, target);
-        } else {
-          to_words_of_two(source, g + 1 < p.groups ? source + s.taps * p.rank : nullptr, count, target);
-        }
+        to_words_across(source, g + 1 < p.groups ? source + s.taps * p.rank : nullptr, count, target);
       }
   });
 }

@@ -59,7 +59,17 @@ inline void to_words_of_two(const T* row, const T* other, int64_t count, float* 
     target[i] = as<float>(uint32_t(row[i].bits) | (other ? uint32_t(other[i].bits) << 16 : 0u));
 }
 
-// The same of floats, in whole vectors, rounded to T; either may be null.
+// Rows of numbers to one of words, in each of them a number of every row: of the first alone, or of both.
+template <typename T>
+inline void to_words_across(const T* row, const T* other, int64_t count, float* target) {
+  if constexpr (kPerWord<T> == 1) {
+    to_floats(row, count, target);
+  } else {
+    to_words_of_two(row, other, count, target);
+  }
+}
+
+// Two rows of floats, in whole vectors, rounded to T; either may be null.
 template <typename T>
 void to_words_of_two(const float* row, const float* other, int64_t count, float* target);
 

@@ -51,23 +51,6 @@ inline int64_t run_length(const Shape& s) {
   return std::max<int64_t>(1, std::min(s.problem.width, floats / (s.taps * s.lanes)));
 }
 
-// Calls f with dim, as a constant where it is a usual one: a stride known to the compiler is a shuffle, not a gather.
-template <typename F>
-inline void with_dim(int64_t dim, F f) {
-  switch (dim) {
-    case 1: return f(std::integral_constant<int64_t, 1>());
-    case 3: return f(std::integral_constant<int64_t, 3>());
-    case 4: return f(std::integral_constant<int64_t, 4>());
-    case 6: return f(std::integral_constant<int64_t, 6>());
-    case 8: return f(std::integral_constant<int64_t, 8>());
-    case 12: return f(std::integral_constant<int64_t, 12>());
-    case 16: return f(std::integral_constant<int64_t, 16>());
-    case 24: return f(std::integral_constant<int64_t, 24>());
-    case 32: return f(std::integral_constant<int64_t, 32>());
-    default: return f(dim);
-  }
-}
-
 // Positions of a map, [G][D], to scratch, [G][D in whole vectors], and back.
 template <typename T>
 void spread_wide(const Shape& s, const T* source, int64_t positions, float* target) {

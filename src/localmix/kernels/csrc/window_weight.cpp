@@ -14,6 +14,7 @@
 #include "kernels.h"
 #include "numbers.h"
 #include "product.h"
+#include "unroll.h"
 #include "windows.h"
 
 #include <algorithm>
@@ -71,14 +72,18 @@ class Group {
   }
 
   void read(int64_t group, const void* map, Floats& target) const {
-    for_positions(group, [&](int64_t at, int64_t column) {
-      to_floats(static_cast<const T*>(map) + at, p_.dim, target.data() + column);
+    with_dim(p_.dim, [&](auto dim) {
+      for_positions(group, [&](int64_t at, int64_t column) {
+        to_floats(static_cast<const T*>(map) + at, dim, target.data() + column);
+      });
     });
   }
 
   void write(int64_t group, const Floats& source, void* map) const {
-    for_positions(group, [&](int64_t at, int64_t column) {
-      from_floats(source.data() + column, p_.dim, static_cast<T*>(map) + at);
+    with_dim(p_.dim, [&](auto dim) {
+      for_positions(group, [&](int64_t at, int64_t column) {
+        from_floats(source.data() + column, dim, static_cast<T*>(map) + at);
+      });
     });
   }
 

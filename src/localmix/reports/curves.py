@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from localmix.arguments import positive
 from localmix.reports.figure import COLOURS
 from localmix.reports.metrics import Metrics, read_metrics, short_names
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""

@@ -10,9 +10,9 @@ from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.evaluation.detector import load_detector
 from localmix.reports.results import write_json
 from localmix.tasks.detection.drawing import draw
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image, to_tensor
+from localmix.writing import write_atomically
 
 
 def predict(

@@ -13,11 +13,11 @@ from localmix.arguments import positive
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.evaluation.segmentation import view_of
 from localmix.reports.evaluation.segmenter import load_segmenter
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image
 from localmix.tasks.segmentation.drawing import draw_with_legend, entries
 from localmix.tasks.segmentation.inference import predict as predicted
+from localmix.writing import write_atomically
 
 
 def predict(

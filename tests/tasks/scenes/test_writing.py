@@ -119,6 +119,13 @@ def test_interrupted_set_has_no_name_and_goes_on(folder, tmp_path, monkeypatch):
     assert content(output) == content(folder)
 
 
+def test_one_that_was_killed_in_its_first_moment_is_no_obstacle(folder, tmp_path):
+    (tmp_path / "set.unfinished").mkdir()
+    (tmp_path / "set.unfinished/.scenes.json.0123abcd.partial").write_bytes(b"half")
+    write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert content(tmp_path / "set") == content(folder)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "scenes"), [("SIGINT", 130, 0), ("SIGINT", 130, 10), ("SIGTERM", 143, 10)]
 )

@@ -20,8 +20,8 @@ from localmix.reports.benchmarks.limits import Limits
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 T = TypeVar("T")
 Row = dict[str, Any]

@@ -20,8 +20,8 @@ from localmix.reports.benchmarks.report import (
     setting,
     short,
 )
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 KINDS = ("operators", "networks")
 HEAD = """# Speed

@@ -14,8 +14,8 @@ from localmix.reports.explanation.page import cell
 from localmix.reports.explanation.selection import Position, rows_of, shares
 from localmix.reports.explanation.subjects import SHOWCASE, same_size, subjects
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 PARTS = ("weights", "connections", "receptive_field", "variation")
 

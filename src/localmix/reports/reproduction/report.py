@@ -14,8 +14,8 @@ from localmix.reports.reproduction.paper_tables import paper_table
 from localmix.reports.reproduction.runs import blocks as section
 from localmix.reports.reproduction.runs import find, scores
 from localmix.reports.reproduction.sections import SECTIONS
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 PARTS = {
     "paper": "What is reproduced of the paper",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localmix.tasks.classification.shard_format import chunk_name
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Progress:
             for line in lines[:-1]:
                 self._take(Written(**json.loads(line)))
         else:
-            others = sorted(p.name for p in path.parent.iterdir() if p.name != ".lock")
+            # hidden: the lock, and what a run that was killed in its first moment has left
+            others = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
             if others:
                 raise ValueError(
                     f"output: expected an empty folder or unfinished shards, {path.parent} holds {others[:5]}"

@@ -30,9 +30,9 @@ from localmix.tasks.classification.shard_format import (
 )
 from localmix.tasks.classification.shard_progress import Progress, Written, refuse_other
 from localmix.tasks.classification.shard_reading import damaged_chunks
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import made_folder
 from localmix.tasks.images import CorruptImage, decode_image
+from localmix.writing import write_atomically
 
 SAMPLE = 64
 """Images whose size decides how many go into a chunk."""

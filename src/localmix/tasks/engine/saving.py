@@ -13,10 +13,11 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins import CheckpointIO
 
-from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint
 from localmix.tasks.engine.record import Record
 from localmix.tasks.engine.run_folder import BEST, CHECKPOINT, CHECKPOINTS
 from localmix.tasks.engine.stopping import Stopped, Stopping
+from localmix.writing import write_atomically
 
 
 class AtomicCheckpointIO(CheckpointIO):

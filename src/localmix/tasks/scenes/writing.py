@@ -19,13 +19,13 @@ from typing import Any, TypeAlias
 from localmix.arguments import pair, positive
 from localmix.tasks.classification.folders import Announce, Track
 from localmix.tasks.classification.parallel import cpu_cores
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.claim import claim
 from localmix.tasks.images import CorruptImage, read_image
 from localmix.tasks.scenes import CLASSES, SPLITS
 from localmix.tasks.scenes.composing import EncodedScene, compose, encode, objects
 from localmix.tasks.scenes.description import readme
 from localmix.tasks.scenes.sheet import contact_sheet
+from localmix.writing import write_atomically
 
 SETTINGS = "scenes.json"
 """Name of the file that says how a set was made, and makes the folder one that this command knows."""
@@ -144,8 +144,8 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_other(folder: Path, there: dict[str, Any] | None, settings: dict[str, Any], how: str) -> None:
     if there is None:
-        # a run that was ended in its first moment leaves no more than its claim
-        if how == "begun" and folder.is_dir() and {path.name for path in folder.iterdir()} <= {".claim"}:
+        # a run that was ended in its first moment leaves its claim, and what it was writing
+        if how == "begun" and folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):
             return
         raise ValueError(f"output: {folder} holds something else than scenes; name a folder that is empty or not there")
     differing = [

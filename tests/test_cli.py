@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,44 @@ def test_a_wrong_path_is_named_by_its_argument_and_nothing_is_left(tmp_path, mon
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"localmix: error: {line}") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--data=none", "--output=file"],
+        ["ablate", "positions", "--data=none", "--output=file"],
+        ["shard", "none", "--output=file"],
+        ["scenes", "file/a"],
+        ["publish", "file", "--to=file"],
+        ["explain", "--image=none", "--output=file"],
+        ["bench", "ops", "--output=file"],
+        ["bench", "models", "--nets=none", "--output=file"],
+        ["bench", "loader", "none", "--output=file"],
+        ["bench", "docs", "none", "--output=folder.md"],
+        ["cost", "none", "--output=folder.json"],
+        ["cost", "--scaling", "--output=file"],
+        ["report", "none", "--output=folder.html"],
+        ["report", "none", "--markdown=folder.md"],
+        ["curves", "none", "--output=folder.png"],
+        ["convert", "none.pth", "--model=none", "--output=folder.safetensors"],
+        ["fit", "--data.root=none", "--output=file"],
+    ],
+)
+def test_an_output_that_takes_nothing_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, arguments):
+    """So it is the first of the errors, and the quickest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localmix.reports.benchmarks.operators.measure", None)
+    (tmp_path / "file").touch()
+    for suffix in (".md", ".json", ".html", ".png", ".safetensors"):
+        (tmp_path / f"folder{suffix}").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"localmix: error: (output|to|markdown): expected [^\n]+ got [^\n]*(file|folder)[^\n]*\n", error
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -166,9 +166,9 @@ def _convert(args: argparse.Namespace) -> int:
     else:
         from localmix.models.convert import convert_file
 
-    from localmix.tasks.engine.output import output_folder
+    from localmix.tasks.engine.output import output_file
 
-    output_folder(args.output.parent)
+    output_file(args.output, ".safetensors")
     print(convert_file(args.checkpoint, model=args.model, output=args.output))
     return 0
 

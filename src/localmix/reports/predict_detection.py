@@ -47,9 +47,9 @@ def predict(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
+    output_folder(output)
     detector, device = load_detector(model, weights), known_device(device)
     detector.net.to(device)
-    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

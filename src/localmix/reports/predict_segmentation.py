@@ -54,10 +54,10 @@ def predict(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
+    output_folder(output)
     segmenter = load_segmenter(model, weights).changed(short_side=short_side)
     options = view_of(segmenter, **view)
     segmenter.net.to(known_device(device))
-    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

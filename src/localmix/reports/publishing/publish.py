@@ -18,7 +18,6 @@ from localmix.reports.publishing.card import card
 from localmix.reports.publishing.publication import Publication
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
-from localmix.tasks.net_file import SUFFIX
 
 
 def publish(
@@ -49,10 +48,11 @@ def publish(
         OSError: the folder cannot be written.
     """
     source, to = Path(source), Path(to)
+    if not license.strip() or not license.isprintable():
+        raise ValueError(f"license: expected a name, got {license!r}")
     checkpoint = source / CHECKPOINT if source.is_dir() else source
-    if checkpoint.suffix == SUFFIX:
+    if existing_file("source", checkpoint).suffix != ".ckpt":
         raise ValueError(f"source: expected a run or a checkpoint of one, got {checkpoint}")
-    existing_file("source", checkpoint)
     _refuse_to_lose(to, overwrite)
     output_folder(to, name="to")
     # the module of the task knows what is published of it

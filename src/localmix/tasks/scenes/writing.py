@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from localmix import arguments
 from localmix.arguments import pair, positive
 from localmix.tasks.classification.folders import Announce, Track
 from localmix.tasks.classification.parallel import cpu_cores
@@ -77,15 +78,13 @@ def write_scenes(
     """
     if not 1 <= positive("max_objects", max_objects) <= 200:
         raise ValueError(f"max_objects: expected 1 to 200, got {max_objects}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an int of at least 0, got {seed!r}")
     settings = {
         "format": FORMAT,
         "num_train": positive("num_train", num_train),
         "num_val": positive("num_val", num_val),
         "size": [*pair("size", size, minimum=LEAST_SIDE)],
         "max_objects": max_objects,
-        "seed": seed,
+        "seed": arguments.seed("seed", seed),
         "plain": bool(plain),
     }
     workers = cpu_cores() if workers is None else positive("workers", workers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
@@ -49,6 +49,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             raise
         kept = "; the file that was there before is kept" if path.exists() else ""
         raise OSError(cause.errno, f"{cause.strerror} while writing{kept}", str(path)) from error
+
+
+@contextmanager
+def named(path: Path) -> Generator[None]:
+    """In the block, errors of writing name the file, which those of a full disk do not.
+
+    Raises:
+        OSError: with `path` and the cause.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror} while writing", str(path)) from error
 
 
 def _beside(path: Path) -> IO[bytes]:

@@ -9,6 +9,7 @@ from PIL import Image
 from localmix import cli, writing
 from localmix.tasks.classification import shard_writing
 from localmix.tasks.classification.data import load_images
+from localmix.tasks.classification.shard_progress import Progress, Written
 from localmix.tasks.classification.shard_reading import verify_shards
 from localmix.tasks.classification.shard_writing import write_shards
 from localmix.tasks.images import CorruptImage, read_image
@@ -109,6 +110,17 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, m
     assert len(written) == 7 - after
     assert content(output) == content(tmp_path / "at once")
     assert not list(output.rglob("*.partial"))
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_list_of_what_is_done(tmp_path, full_disk):
+    path = tmp_path / "shards.progress.jsonl"
+    progress = Progress(path, {}, lambda: 4)
+    expected = r"File too large while writing: '.*shards\.progress\.jsonl'"
+    with full_disk(path.stat().st_size):
+        with pytest.raises(OSError, match=expected):
+            progress.add(Written("train", 0, None, []))
+        with pytest.raises(OSError, match=expected):
+            progress.__exit__()
 
 
 def test_one_that_was_killed_in_its_first_moment_is_no_obstacle(folder, tmp_path):

@@ -119,6 +119,14 @@ def test_interrupted_set_has_no_name_and_goes_on(folder, tmp_path, monkeypatch):
     assert content(output) == content(folder)
 
 
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_leaves_none_half(folder, tmp_path, full_disk):
+    with full_disk(700), pytest.raises(OSError, match=r"File too large while writing: '.*images/train/\d+\.jpg'"):
+        write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert not list(tmp_path.rglob(".0*"))
+    write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert content(tmp_path / "set") == content(folder)
+
+
 def test_one_that_was_killed_in_its_first_moment_is_no_obstacle(folder, tmp_path):
     (tmp_path / "set.unfinished").mkdir()
     (tmp_path / "set.unfinished/.scenes.json.0123abcd.partial").write_bytes(b"half")

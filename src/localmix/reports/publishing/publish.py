@@ -18,6 +18,7 @@ from localmix.reports.publishing.card import card
 from localmix.reports.publishing.publication import Publication
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
+from localmix.writing import named
 
 
 def publish(
@@ -66,13 +67,14 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        found.save(partial, license)
-        names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
-        for name, file in zip(names, results, strict=True):
-            shutil.copyfile(file, partial / name)
-        content = found.content(_measured(run_of(checkpoint), found.source["step"]))
-        text = card(content, folder=to.name, license=license, evaluations=dict(zip(names, evaluations, strict=True)))
-        (partial / CARD).write_text(text)
+        with named(to):
+            found.save(partial, license)
+            names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
+            for name, file in zip(names, results, strict=True):
+                shutil.copyfile(file, partial / name)
+            content = found.content(_measured(run_of(checkpoint), found.source["step"]))
+            shown = dict(zip(names, evaluations, strict=True))
+            (partial / CARD).write_text(card(content, folder=to.name, license=license, evaluations=shown))
         _put(partial, to)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

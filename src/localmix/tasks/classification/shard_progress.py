@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localmix.tasks.classification.shard_format import chunk_name
-from localmix.writing import write_atomically
+from localmix.writing import named, write_atomically
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
 
     def is_done(self, split: str, number: int, on_corrupt: str) -> bool:
         """Whether the chunk is there, with all that it should have."""
@@ -73,9 +74,10 @@ class Progress:
     def add(self, written: Written) -> None:
         """A chunk is done."""
         self._take(written)
-        self.file.write(_line(vars(written)))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with named(self.path):
+            self.file.write(_line(vars(written)))
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def _take(self, written: Written) -> None:
         self.done[written.split, written.number] = written

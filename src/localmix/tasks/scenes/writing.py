@@ -26,7 +26,7 @@ from localmix.tasks.scenes import CLASSES, SPLITS
 from localmix.tasks.scenes.composing import EncodedScene, compose, encode, objects
 from localmix.tasks.scenes.description import readme
 from localmix.tasks.scenes.sheet import contact_sheet
-from localmix.writing import write_atomically
+from localmix.writing import named, write_atomically
 
 SETTINGS = "scenes.json"
 """Name of the file that says how a set was made, and makes the folder one that this command knows."""
@@ -203,8 +203,12 @@ def _scene(folder: Path, split: str, options: dict[str, Any], plain: bool, index
     # the label map last: where it is, the image is
     for path, data in ((image, files.image), (labels, files.labels)):
         partly = path.with_name(f".{path.name}")
-        partly.write_bytes(data)
-        partly.replace(path)
+        try:
+            with named(path):
+                partly.write_bytes(data)
+            partly.replace(path)
+        finally:
+            partly.unlink(missing_ok=True)
     return files.objects
 
 

@@ -164,9 +164,17 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is "
         "then the backbone (%(default)s)",
     )
+    parser.add_argument(
+        "--img-size",
+        type=number,
+        metavar="PIXELS",
+        help="of classification: side of the images that it was trained on, to be noted (what a Swin tells)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
+    if args.task != "classification" and args.img_size is not None:
+        raise ValueError(f"img_size: expected nothing, since the task is {args.task}, got {args.img_size}")
     if args.task == "detection":
         from localmix.tasks.detection.checkpoints import convert_file
     elif args.task == "segmentation":
@@ -177,7 +185,8 @@ def _convert(args: argparse.Namespace) -> int:
     from localmix.tasks.engine.output import output_file
 
     output_file(args.output, ".safetensors")
-    print(convert_file(args.checkpoint, model=args.model, output=args.output))
+    options = {} if args.img_size is None else {"img_size": args.img_size}
+    print(convert_file(args.checkpoint, model=args.model, output=args.output, **options))
     return 0
 
 

@@ -124,6 +124,7 @@ def test_runs_as_a_module():
         (["publish", "none", "--to=a"], "source: expected a file, found nothing: none"),
         (["publish", "file", "--to=a"], "source: expected a run or a checkpoint of one, got file"),
         (["publish", "file", "--to=a", "--license=a\nb"], r"license: expected a name, got 'a\nb'"),
+        (["cost", "--scaling", "--batch-size=0"], "batch_size: expected an int of at least 1, got 0"),
         (["bench", "docs", "run", "--output=."], "output: expected a name that ends in .md, got ."),
         (["curves", "run", "--output=file/a.png"], "output: expected a folder, got file"),
         (
@@ -227,6 +228,7 @@ def test_an_image_that_is_not_there_is_named_by_its_option(tmp_path, capsys):
     ("allocate", "asked"),
     [
         (lambda: torch.empty(2**50), r" \(tried to allocate \d+ bytes\)"),
+        (lambda: torch.empty(2**40, 2**40), ""),
         (lambda: [None] * 2**60, ""),
         (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), r" \(Tried .* 2.00 GiB\)"),
     ],

@@ -265,11 +265,9 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Of a GPU or not; PyTorch, which need not be loaded, has no class for what it says of the memory of a CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "Storage size calculation overflowed"))
 
 
 def _message(error: ValueError | OSError | ImportError, args: argparse.Namespace) -> str | None:

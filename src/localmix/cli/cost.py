@@ -40,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"scaling: expected neither networks nor their options, got {[*args.models, *wrong]}")
         from localmix.reports.cost_scaling import scaling
 
-        scaling(mixers=args.mixers, batch_size=args.batch_size or 2, timed=args.throughput, **common)
+        scaling(
+            mixers=args.mixers,
+            batch_size=2 if args.batch_size is None else args.batch_size,
+            timed=args.throughput,
+            **common,
+        )
         return 0
     if args.mixers:
         raise ValueError("mixers: expected with --scaling only")

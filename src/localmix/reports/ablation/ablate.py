@@ -164,7 +164,13 @@ def _studies(names: Sequence[str], start: str | None) -> list[Study]:
             raise ValueError(f"studies: expected {ALL} alone or names of studies, got {list(names)}")
         names = list(STUDIES)
     chosen = [STUDIES[known("studies", name, STUDIES)] for name in (distinct("studies", names) if names else ())]
-    return chosen + (flips(Net.parse(start)) if start is not None else [])
+    if start is None:
+        return chosen
+    try:
+        return chosen + flips(Net.parse(start))
+    except ValueError as error:
+        # as the command calls it
+        raise ValueError(f"from: {str(error).removeprefix('point: ')}") from error
 
 
 def _cost(model: str, net: Net, images: Images) -> Cost:

@@ -132,7 +132,7 @@ def view_of(
     choice("tta", tta, TTA)
     return {
         "short_side": segmenter.short_side,
-        "scales": tuple(scales),
+        "scales": inference.known_scales(scales),
         "flip": tta == "flip",
         "window": window,
         "stride": stride,

@@ -125,7 +125,7 @@ def test_runs_as_a_module():
         (["publish", "file", "--to=a"], "source: expected a run or a checkpoint of one, got file"),
         (["publish", "file", "--to=a", "--license=a\nb"], r"license: expected a name, got 'a\nb'"),
         (["cost", "--scaling", "--batch-size=0"], "batch_size: expected an int of at least 1, got 0"),
-        (["bench", "docs", "run", "--output=."], "output: expected a name that ends in .md, got ."),
+        (["bench", "docs", "run", "--output=."], "output: expected a file, got ., a folder"),
         (["curves", "run", "--output=file/a.png"], "output: expected a folder, got file"),
         (
             ["bench", "docs", "run", "--output=a.md"],

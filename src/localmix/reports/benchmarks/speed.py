@@ -39,7 +39,7 @@ def write_page(results: Sequence[Path], output: Path) -> str:
     Raises:
         ValueError: there is no such folder, or there are no results in it.
     """
-    output_file(output, ".md")
+    output_file(output)
     files = [file for folder in results for file in _files(folder)]
     if not files:
         folders = ", ".join(map(str, results))

@@ -36,14 +36,14 @@ def output_file(output: Path | str, *suffixes: str, name: str = "output") -> Pat
     """`output`, which must be the name of a file that can be written, in a folder that can be made; leaves nothing.
 
     Args:
-        suffixes: one of which the name ends in.
+        suffixes: one of which the name ends in; none: any.
         name: of the argument that errors name.
 
     Raises:
         ValueError: it ends otherwise, is a folder, or its folder is refused by `output_folder`.
     """
     path = Path(output)
-    if path.suffix.lower() not in suffixes:
+    if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a name that ends in {suffixes[0]}, got {path}")
     if path.is_dir():
         raise ValueError(f"{name}: expected a file, got {path}, a folder")

@@ -1,10 +1,12 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import types
 
 import pytest
+import torch
 
 import localmix
 from localmix.cli import main
@@ -120,6 +122,10 @@ def test_runs_as_a_module():
         (["shard", "none", "--output=a"], "data: expected a folder of images, got none, which does not exist"),
         (["shard", "file", "--output=a"], "data: expected a folder of images, got file, which is a file"),
         (["publish", "none", "--to=a"], "source: expected a file, found nothing: none"),
+        (["publish", "file", "--to=a"], "source: expected a run or a checkpoint of one, got file"),
+        (["publish", "file", "--to=a", "--license=a\nb"], r"license: expected a name, got 'a\nb'"),
+        (["cost", "--scaling", "--batch-size=0"], "batch_size: expected an int of at least 1, got 0"),
+        (["bench", "docs", "run", "--output=."], "output: expected a file, got ., a folder"),
         (["curves", "run", "--output=file/a.png"], "output: expected a folder, got file"),
         (
             ["bench", "docs", "run", "--output=a.md"],
@@ -142,6 +148,105 @@ def test_a_wrong_path_is_named_by_its_argument_and_nothing_is_left(tmp_path, mon
     error = capsys.readouterr().err
     assert error.startswith(f"localmix: error: {line}") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--data=none", "--output=file"],
+        ["ablate", "positions", "--data=none", "--output=file"],
+        ["shard", "none", "--output=file"],
+        ["scenes", "file/a"],
+        ["publish", "a.ckpt", "--to=file"],
+        ["explain", "--image=none", "--output=file"],
+        ["bench", "ops", "--output=file"],
+        ["bench", "models", "--nets=none", "--output=file"],
+        ["bench", "loader", "none", "--output=file"],
+        ["bench", "docs", "none", "--output=folder.md"],
+        ["cost", "none", "--output=folder.json"],
+        ["cost", "--scaling", "--output=file"],
+        ["report", "none", "--output=folder.html"],
+        ["report", "none", "--markdown=folder.md"],
+        ["curves", "none", "--output=folder.png"],
+        ["convert", "none.pth", "--model=none", "--output=folder.safetensors"],
+        ["fit", "--data.root=none", "--output=file"],
+    ],
+)
+def test_an_output_that_takes_nothing_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, arguments):
+    """So it is the first of the errors, and the quickest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localmix.reports.benchmarks.operators.measure", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "a.ckpt").touch()
+    for suffix in (".md", ".json", ".html", ".png", ".safetensors"):
+        (tmp_path / f"folder{suffix}").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"localmix: error: (output|to|markdown): expected [^\n]+ got [^\n]*(file|folder)[^\n]*\n", error
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--output="], "argument --output: expected a name, got ''"),
+        (["compare", "--data="], "argument --data: expected a name, got ''"),
+        (["compare", "--processes=1000000"], "argument --processes: expected at most 1024, got 1000000"),
+        (["validate", "run", "--workers=1000000"], "argument --workers: expected at most 1024, got 1000000"),
+        (["shard", "images", "--workers=1000000"], "argument --workers: expected at most 1024, got 1000000"),
+        (["bench", "ops", "--threads=1000000"], "argument --threads: expected at most 1024, got 1000000"),
+        (["cost", "dwnet_nano", "--img-size=1e3"], "argument --img-size: expected a whole number, got '1e3'"),
+        (["cost", "dwnet_nano", "--img-size=9999999999"], "argument --img-size: expected at most 2147483647, got 99"),
+        (["publish", "run", "--to=a", "--license= "], "argument --license: expected a name, got ' '"),
+    ],
+)
+def test_a_word_that_can_be_nothing_is_refused_with_the_name_of_its_option(capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_wrong_number_is_named_by_its_option(tmp_path, capsys, number):
+    arguments = ["explain", "--image=none", f"--output={tmp_path / 'new'}", f"--probes={number}"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"localmix: error: probes: expected an int of at least 1, got {number}\n"
+
+
+def test_an_image_that_is_not_there_is_named_by_its_option(tmp_path, capsys):
+    arguments = ["explain", f"--image={tmp_path / 'none'}", "--model=dwnet_nano", f"--output={tmp_path / 'new'}"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"localmix: error: image: {tmp_path / 'none'}: no such file\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("allocate", "asked"),
+    [
+        (lambda: torch.empty(2**50), r" \(tried to allocate \d+ bytes\)"),
+        (lambda: torch.empty(2**40, 2**40), ""),
+        (lambda: [None] * 2**60, ""),
+        (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), r" \(Tried .* 2.00 GiB\)"),
+    ],
+)
+def test_a_memory_that_is_too_small_is_told_in_a_line(worker, capsys, allocate, asked):
+    def explain(name):
+        raise allocate()
+
+    worker(explain)
+    assert main(["explain", "x"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"localmix: error: not enough memory{asked}; smaller images or batches need less\n", error)
+
+
+def test_any_other_error_of_pytorch_keeps_its_traceback(worker):
+    worker(raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["explain", "x"])
 
 
 def test_an_error_of_the_system_names_the_argument(worker, capsys, tmp_path):

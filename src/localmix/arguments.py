@@ -45,6 +45,13 @@ def not_negative(name: str, value: float) -> float:
     return value
 
 
+def seed(name: str, value: int) -> int:
+    """`value`, which must be an int that every generator takes."""
+    if not _is_integer(value) or not 0 <= value < 2**63:
+        raise ValueError(f"{name}: expected an int of at least 0 and below 2**63, got {value!r}")
+    return value
+
+
 def share(name: str, value: float) -> float:
     """`value`, which must be at least 0 and below 1."""
     if not 0 <= value < 1:

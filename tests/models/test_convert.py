@@ -361,6 +361,17 @@ def test_size_of_images_may_be_said(official, tmp_path):
         convert(tmp_path / "published.pth", img_size=0)
 
 
+def test_size_of_images_may_be_said_on_the_command_line(official, tmp_path, capsys):
+    torch.save(official("dwnet", "nano"), tmp_path / "published.pth")
+    words = ["convert", str(tmp_path / "published.pth"), "--model=dwnet_nano", f"--output={tmp_path / 'a.safetensors'}"]
+    for task, size in (("detection", 96), ("segmentation", 96), ("classification", 0)):
+        assert main([*words, f"--task={task}", f"--img-size={size}"]) == 2
+        assert capsys.readouterr().err.startswith("localmix: error: img_size: expected ")
+    assert not (tmp_path / "a.safetensors").exists()
+    assert main([*words, "--img-size=96"]) == 0
+    assert load_trained("dwnet_nano", checkpoint=tmp_path / "a.safetensors").view.size == (96, 96)
+
+
 def test_size_of_images_of_a_net_of_localmix_is_its_own(tmp_path):
     torch.save(create_model("localswin_nano").state_dict(), tmp_path / "net.pth")
     report = convert(tmp_path / "net.pth", "localswin_nano", config=True)

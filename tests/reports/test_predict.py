@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from localmix.cli import main
+from localmix.reports import predict_detection, predict_segmentation
 from localmix.reports.predict import Classifier
 from localmix.tasks.classification.data import load_images
 from localmix.tasks.classification.training import train
@@ -145,3 +146,10 @@ def test_option_that_cannot_be_followed_is_refused(checkpoint, shoe, capsys, opt
 def test_top_of_none_is_refused(checkpoint, shoe, capsys):
     assert main(["predict", str(checkpoint), str(shoe), "--top", "0"]) == 2
     assert "top: expected an int of at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("predict", [predict_detection.predict, predict_segmentation.predict])
+def test_an_output_that_takes_no_pictures_is_refused_before_the_network_is_read(tmp_path, predict):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^output: expected a folder, got .*file, a file$"):
+        predict(tmp_path / "none", [tmp_path / "none.png"], output=tmp_path / "file")

@@ -20,6 +20,7 @@ from localmix import __version__
 from localmix.axes import MIXERS
 from localmix.cli import ablate, bench, cost, evaluation, explanation, prediction, report, scenes
 from localmix.cli.comparison import add_data, add_training, begin
+from localmix.cli.values import number, path, processes, text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.traceback or message is None:
             raise
         print(f"localmix: error: {message}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if args.traceback or not _is_out_of_memory(error):
+            raise
+        found = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+        asked = f" ({found[0]})" if found else ""
+        print(f"localmix: error: not enough memory{asked}; smaller images or batches need less", file=sys.stderr)
         return 2
 
 
@@ -146,9 +154,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
+    parser.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="the published file")
     parser.add_argument("--model", required=True, metavar="NAME", help="the network it belongs to, as timm names it")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--output", type=path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--task",
         choices=("classification", "detection", "segmentation"),
@@ -156,9 +164,17 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="detection: of mmdetection's (Cascade) Mask R-CNN, segmentation: of mmsegmentation's UPerNet; NAME is "
         "then the backbone (%(default)s)",
     )
+    parser.add_argument(
+        "--img-size",
+        type=number,
+        metavar="PIXELS",
+        help="of classification: side of the images that it was trained on, to be noted (what a Swin tells)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
+    if args.task != "classification" and args.img_size is not None:
+        raise ValueError(f"img_size: expected nothing, since the task is {args.task}, got {args.img_size}")
     if args.task == "detection":
         from localmix.tasks.detection.checkpoints import convert_file
     elif args.task == "segmentation":
@@ -166,23 +182,30 @@ def _convert(args: argparse.Namespace) -> int:
     else:
         from localmix.models.convert import convert_file
 
-    from localmix.tasks.engine.output import output_folder
+    from localmix.tasks.engine.output import output_file
 
-    output_folder(args.output.parent)
-    print(convert_file(args.checkpoint, model=args.model, output=args.output))
+    output_file(args.output, ".safetensors")
+    options = {} if args.img_size is None else {"img_size": args.img_size}
+    print(convert_file(args.checkpoint, model=args.model, output=args.output, **options))
     return 0
 
 
 def _add_shard(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", nargs="?", metavar="DIR", help="DIR/train/CLASS/*, DIR/val/CLASS/*, or class folders, or ImageNet")
-    add("--output", type=Path, metavar="SHARDS", help="folder to write or go on in")
-    add("--size", type=int, metavar="PIXELS", help="shorter side that larger images are resized to (as they are)")
-    add("--quality", type=int, default=90, metavar="N", help="of the JPEGs that resizing makes (%(default)s)")
-    add("--chunk-mb", type=int, default=64, metavar="MB", help="about the size of a chunk (%(default)s)")
-    add("--workers", type=int, metavar="N", help="threads (one per core)")
+    add(
+        "data",
+        type=text,
+        nargs="?",
+        metavar="DIR",
+        help="DIR/train/CLASS/*, DIR/val/CLASS/*, or class folders, or ImageNet",
+    )
+    add("--output", type=path, metavar="SHARDS", help="folder to write or go on in")
+    add("--size", type=number, metavar="PIXELS", help="shorter side that larger images are resized to (as they are)")
+    add("--quality", type=number, default=90, metavar="N", help="of the JPEGs that resizing makes (%(default)s)")
+    add("--chunk-mb", type=number, default=64, metavar="MB", help="about the size of a chunk (%(default)s)")
+    add("--workers", type=processes, metavar="N", help="threads (one per core)")
     add("--on-corrupt", choices=("error", "skip"), default="error", help="refuse or leave out files that are no images")
-    add("--verify", type=Path, metavar="SHARDS", help="only compare every chunk of a folder with its checksum")
+    add("--verify", type=path, metavar="SHARDS", help="only compare every chunk of a folder with its checksum")
 
 
 def _shard(args: argparse.Namespace) -> int:
@@ -205,9 +228,14 @@ def _shard(args: argparse.Namespace) -> int:
 
 def _add_curves(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="folders with metrics.csv; they may be under way")
-    add("--output", type=Path, default=Path("curves.png"), metavar="FILE.png", help="(%(default)s)")
-    add("--smooth", type=int, metavar="N", help="steps that a point of a thick line is the mean of (a 50th of the run)")
+    add("runs", type=path, nargs="+", metavar="RUN", help="folders with metrics.csv; they may be under way")
+    add("--output", type=path, default=Path("curves.png"), metavar="FILE.png", help="(%(default)s)")
+    add(
+        "--smooth",
+        type=number,
+        metavar="N",
+        help="steps that a point of a thick line is the mean of (a 50th of the run)",
+    )
 
 
 def _curves(args: argparse.Namespace) -> int:
@@ -219,11 +247,11 @@ def _curves(args: argparse.Namespace) -> int:
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint in one")
-    add("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
+    add("source", type=path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a checkpoint in one")
+    add("--to", type=path, required=True, metavar="DIR", help="the folder to make")
     add("--weights", choices=("ema", "raw"), help="the moving average or the weights themselves (ema if there is one)")
-    add("--results", type=Path, nargs="+", default=(), metavar="FILE", help="results.json of `validate` or `test`")
-    add("--license", default="mit", metavar="NAME", help="of the weights, as the Hub calls it (%(default)s)")
+    add("--results", type=path, nargs="+", default=(), metavar="FILE", help="results.json of `validate` or `test`")
+    add("--license", type=text, default="mit", metavar="NAME", help="of the weights, as the Hub calls it (%(default)s)")
     add("--overwrite", action="store_true", help="replace DIR if it was published before")
 
 
@@ -233,6 +261,13 @@ def _publish(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name not in ("run", "traceback", "source")}
     print(publish(args.source, **options))
     return 0
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Of a GPU or not; PyTorch, which need not be loaded, has no class for what it says of the memory of a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "Storage size calculation overflowed"))
 
 
 def _message(error: ValueError | OSError | ImportError, args: argparse.Namespace) -> str | None:
@@ -259,10 +294,10 @@ def _argument_of(filename: str, args: argparse.Namespace) -> str | None:
     """The argument that named a file, or a folder above it, or a file below it; None if none did."""
     file = Path(os.path.abspath(filename))
     given = list(_given(args))
-    for name, path in given:
-        if path == file:
+    for name, place in given:
+        if place == file:
             return name
-    return next((name for name, path in given if path in file.parents or file in path.parents), None)
+    return next((name for name, place in given if place in file.parents or file in place.parents), None)
 
 
 def _given(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:

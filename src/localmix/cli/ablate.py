@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from localmix.cli.comparison import add_data, add_training, begin
+from localmix.cli.values import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="show the studies")
     add("--from", dest="start", metavar="NET", help="flip one axis at a time from this network; --list has names")
     add("--size", default="nano", metavar="SIZE", help="nano or tiny networks (%(default)s)")
-    add("--steps", type=int, metavar="N", help="steps of an epoch (160 for the embedded images, else one pass)")
+    add("--steps", type=number, metavar="N", help="steps of an epoch (160 for the embedded images, else one pass)")
     add_data(parser)
     add_training(parser, epochs=1, seeds=[0, 1, 2], output="runs/ablate")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from localmix.cli.values import number, path, processes, text
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command and of its parts."""
@@ -28,38 +30,40 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ops", nargs="+", metavar="OPERATOR", help="such as window_attention or window_attention_shifted (all)")
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--stages", nargs="+", type=int, metavar="N", help="of the tiny networks at 224 px (1 2 3 4)")
-    shapes.add_argument("--shape", nargs=3, type=int, metavar=("H", "W", "C"), help="one map instead of the stages")
-    add("--batch", type=int, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
+    shapes.add_argument(
+        "--stages", nargs="+", type=number, metavar="N", help="of the tiny networks at 224 px (1 2 3 4)"
+    )
+    shapes.add_argument("--shape", nargs=3, type=number, metavar=("H", "W", "C"), help="one map instead of the stages")
+    add("--batch", type=number, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
     _add_bench_common(parser, ("forward", "backward"))
     add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
     add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
     add("--graph", action="store_true", help="on a GPU, time replays of CUDA graphs: kernels without their launches")
-    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--rounds", type=number, default=7, metavar="N", help="timed turns of each (%(default)s)")
     add("--seconds", type=float, default=0.01, metavar="S", help="least duration of a turn (%(default)s)")
 
 
 def _add_bench_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--nets", nargs="+", metavar="MODEL", help="networks by their timm names (tiny ones, and timm's Swin)")
-    add("--batch", type=int, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
-    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
+    add("--batch", type=number, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
+    add("--img-size", type=number, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
     _add_bench_common(parser, ("inference", "training"))
     add("--modes", nargs="+", metavar="MODE", help="eager, compiled (both, but eager to train on a CPU)")
-    add("--rounds", type=int, default=5, metavar="N", help="timed turns of each (%(default)s)")
+    add("--rounds", type=number, default=5, metavar="N", help="timed turns of each (%(default)s)")
     add("--seconds", type=float, default=0.05, metavar="S", help="least duration of a turn (%(default)s)")
 
 
 def _add_bench_loader(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", metavar="DIR", help="folder of images")
-    add("--img-size", type=int, default=224, metavar="PIXELS", help="side of the views (%(default)s)")
-    add("--batch", type=int, default=64, metavar="N", help="images of a batch (%(default)s)")
-    add("--images", type=int, default=512, metavar="N", help="images of a turn (%(default)s)")
-    add("--workers", type=int, default=1, metavar="N", help="processes of each loader (%(default)s)")
+    add("data", type=text, metavar="DIR", help="folder of images")
+    add("--img-size", type=number, default=224, metavar="PIXELS", help="side of the views (%(default)s)")
+    add("--batch", type=number, default=64, metavar="N", help="images of a batch (%(default)s)")
+    add("--images", type=number, default=512, metavar="N", help="images of a turn (%(default)s)")
+    add("--workers", type=processes, default=1, metavar="N", help="processes of each loader (%(default)s)")
     add("--plain", action="store_true", help="only crops and flips, instead of the augmentation of the paper")
-    add("--rounds", type=int, default=7, metavar="N", help="timed turns of each (%(default)s)")
-    add("--output", type=Path, metavar="DIR", help="to write results.json into")
+    add("--rounds", type=number, default=7, metavar="N", help="timed turns of each (%(default)s)")
+    add("--output", type=path, metavar="DIR", help="to write results.json into")
 
 
 def _add_bench_common(parser: argparse.ArgumentParser, directions: tuple[str, str]) -> None:
@@ -67,15 +71,15 @@ def _add_bench_common(parser: argparse.ArgumentParser, directions: tuple[str, st
     add("--dtype", default="float32", metavar="DTYPE", help="float32, bfloat16 or float16 (%(default)s)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
     add("--direction", nargs="+", default=directions, metavar="WAY", help=f"{' and '.join(directions)} (both)")
-    add("--threads", type=int, metavar="N", help="of the CPU (as many as PyTorch takes)")
-    add("--output", type=Path, metavar="DIR", help="to write results.json, table.md and figure.png into")
+    add("--threads", type=processes, metavar="N", help="of the CPU (as many as PyTorch takes)")
+    add("--output", type=path, metavar="DIR", help="to write results.json, table.md and figure.png into")
 
 
 def _add_bench_docs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "results", type=Path, nargs="+", metavar="FOLDER", help="what --output was, or a folder of such"
+        "results", type=path, nargs="+", metavar="FOLDER", help="what --output was, or a folder of such"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.md")
+    parser.add_argument("--output", type=path, required=True, metavar="FILE.md")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from localmix.cli import segmentation
 from localmix.cli.images import DATA_HELP
+from localmix.cli.values import number, path, processes, text
 
 OPTIONS = {
     "classification": (
@@ -43,11 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--weights", choices=("ema", "raw"), help="of a checkpoint (ema if there is one)")
     origin.add_argument("--pretrained", action="store_true", help="of a name: the weights that timm has for it")
-    origin.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
+    origin.add_argument("--checkpoint", type=path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
     add(
-        "--data", metavar="DATA", help=f"what the run was trained on (the default), or {DATA_HELP}; for `test` DIR/test"
+        "--data",
+        type=text,
+        metavar="DATA",
+        help=f"what the run was trained on (the default), or {DATA_HELP}; for `test` DIR/test",
     )
-    add("--data-root", metavar="DIR", help="where a named data set lies")
+    add("--data-root", type=text, metavar="DIR", help="where a named data set lies")
     add("--download", action="store_true", help="fetch a named data set that is not there")
     add(
         "--on-corrupt",
@@ -55,17 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="stop at files that are no images, or skip them",
     )
-    add("--img-size", type=int, metavar="PIXELS", help="side of what the network sees (as it was trained)")
+    add("--img-size", type=number, metavar="PIXELS", help="side of what the network sees (as it was trained)")
     add(
         "--crop-pct", type=float, metavar="SHARE", help="img-size over the shorter side that is resized (the network's)"
     )
     add("--interpolation", metavar="NAME", help="bicubic, bilinear, lanczos or nearest (the network's)")
     add("--tta", choices=("none", "flip"), default="none", help="also show the mirror image (%(default)s)")
     add("--among", choices=("net", "data"), default="net", help="whose classes compete (%(default)s)")
-    add("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
+    add("--batch-size", type=number, default=64, metavar="N", help="(%(default)s)")
     add(
         "--workers",
-        type=int,
+        type=processes,
         metavar="N",
         help="processes that decode images (one on a CPU, for a GPU the cores but one)",
     )
@@ -73,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     add(
         "--throughput",
-        type=int,
+        type=number,
         nargs="?",
         const=64,
         metavar="BATCH",
@@ -81,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--output",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="for results.json, per_class.csv and what else there is, such as pictures",
     )

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from localmix.cli.values import number, path
+
 PARTS = ("weights", "connections", "receptive_field", "variation")
 
 
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("name", nargs="?", metavar="NAME", help="a mixer or a network to say in text, such as window_attention")
     pictures = parser.add_argument_group("pictures of what networks do to images")
     add = pictures.add_argument
-    add("--image", type=Path, nargs="+", metavar="FILE", help="images of any size")
+    add("--image", type=path, nargs="+", metavar="FILE", help="images of any size")
     add(
         "--model",
         nargs="+",
@@ -28,19 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin.add_argument("--weights", choices=("ema", "raw"), help="of checkpoints (ema if there is one)")
     origin.add_argument("--pretrained", action="store_true", help="of names: the weights that timm has for them")
     origin.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="of one name: weights, such as FILE.safetensors"
+        "--checkpoint", type=path, metavar="FILE", help="of one name: weights, such as FILE.safetensors"
     )
     add("--show", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (all)")
     add("--positions", nargs="+", metavar="X,Y", help="shares such as 0.5,0.25, or pixels such as 112,56 (0.5,0.5)")
     add("--layers", nargs="+", metavar="LAYER", help="stages from 1, names of layers, or all (every stage)")
     add("--groups", nargs="+", metavar="GROUP", help="groups of channels by number, and mean (mean 0)")
-    add("--img-size", type=int, metavar="PIXELS", help="side of what the networks see (as they were trained)")
+    add("--img-size", type=number, metavar="PIXELS", help="side of what the networks see (as they were trained)")
     add("--whole", action="store_true", help="the whole image and not a square of it, in its size or with --img-size")
     add(
-        "--draw", type=int, default=2, metavar="N", help="images whose weights are drawn; all are counted (%(default)s)"
+        "--draw",
+        type=number,
+        default=2,
+        metavar="N",
+        help="images whose weights are drawn; all are counted (%(default)s)",
     )
-    add("--probes", type=int, default=8, metavar="N", help="random signs for a receptive field (%(default)s)")
-    add("--output", type=Path, default=Path("explanation"), metavar="DIR", help="(%(default)s)")
+    add("--probes", type=number, default=8, metavar="N", help="random signs for a receptive field (%(default)s)")
+    add("--output", type=path, default=Path("explanation"), metavar="DIR", help="(%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(explain(args.name))
         return 0
+    from localmix.arguments import positive
     from localmix.reports.explanation.images import explain_images
     from localmix.reports.explanation.selection import parse_position
 
@@ -70,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         img_size=args.img_size,
         whole=args.whole,
         draw=args.draw,
-        num_probes=args.probes,
+        num_probes=positive("probes", args.probes),
         weights=args.weights,
         pretrained=args.pretrained,
         checkpoint=args.checkpoint,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from localmix.cli import detection, segmentation
 from localmix.cli.evaluation import leave_out
+from localmix.cli.values import number, path
 
 OPTIONS = {
     "classification": ("top",),
@@ -25,15 +25,15 @@ FUNCTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A network, images, and how they are shown to it."""
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
-    add("images", type=Path, nargs="+", metavar="IMAGE")
-    add("--top", type=int, default=5, metavar="N", help="classes to show (%(default)s); not of detectors")
+    add("model", type=path, metavar="MODEL", help="a checkpoint, a run's folder or a published folder")
+    add("images", type=path, nargs="+", metavar="IMAGE")
+    add("--top", type=number, default=5, metavar="N", help="classes to show (%(default)s); not of detectors")
     add("--weights", choices=("ema", "raw"), help="(ema if there is one)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda (%(default)s)")
     segmentation.add_views(parser)
     detection.add_drawing(parser)
     add = parser.add_argument_group("of segmenters and detectors, which draw what they found").add_argument
-    add("--output", type=Path, metavar="DIR", help="for the pictures and the label maps")
+    add("--output", type=path, metavar="DIR", help="for the pictures and the label maps")
     add(
         "--tta",
         choices=("none", "flip"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from localmix.cli.values import path
+
 PARTS = ("paper", "accuracy", "speed", "cost")
 """Those of `localmix.reports.reproduction.report`, which is not imported for a help text."""
 
@@ -14,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "runs",
-        type=Path,
+        type=path,
         nargs="*",
         metavar="RUN",
         help="what compare, ablate, fit, validate, bench and cost wrote: folders, files, or folders of such",
     )
-    add("--output", type=Path, metavar="FILE.html", help="the page as one file (report.html, if no --markdown)")
-    add("--markdown", type=Path, metavar="FILE.md", help="the page as Markdown")
+    add("--output", type=path, metavar="FILE.html", help="the page as one file (report.html, if no --markdown)")
+    add("--markdown", type=path, metavar="FILE.md", help="the page as Markdown")
     add("--parts", nargs="+", default=PARTS, choices=PARTS, help="of the page (all)")
 
 

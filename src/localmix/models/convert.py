@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from localmix import __version__, arguments
 from localmix.layers import Mixer, WindowAttention
 from localmix.models.checkpoint_reading import read_checkpoint, unwrap
 from localmix.models.layouts import LAYOUTS, Layout, Weights
+from localmix.writing import write_atomically
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ def convert_file(
         **{key: json.dumps(value) for key, value in seen.items()},
     }
     tensors = {key: value.contiguous() for key, value in converted.items()}
-    _write(output, safetensors.torch.save(tensors, metadata=metadata))
+    content = safetensors.torch.save(tensors, metadata=metadata)
+    write_atomically(output, lambda file: file.write(content))
     if config:
-        description = _config(network, model, num_classes, options, seen)
-        _write(output.with_name("config.json"), json.dumps(description, indent=2).encode())
+        description = json.dumps(_config(network, model, num_classes, options, seen), indent=2)
+        write_atomically(output.with_name("config.json"), lambda file: file.write(description.encode()))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     return Report(model, layout.name, num_classes, num_parameters, output)
 
@@ -296,21 +297,3 @@ def _config(
         "model_args": options,
         "pretrained_cfg": {**pretrained_cfg, "num_classes": num_classes, **seen},
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file at `path`, wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, for the replacement to be atomic
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        kept = "; the file that was there before is kept" if path.is_file() else ""
-        raise OSError(error.errno, f"{error.strerror} while writing{kept}", str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)

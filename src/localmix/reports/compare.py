@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from statistics import mean, stdev
@@ -94,7 +93,7 @@ def compare(
         workers=workers,
     )
     output = Path(output)
-    with Display() as display, ExitStack() as claims:
+    with Display() as display, claim(output):
         images = load_images(
             data,
             img_size=img_size,
@@ -106,7 +105,6 @@ def compare(
         )
         settings, device = planned.settings(images), planned.device
         costs = {model: _cost(model, images) for model in nets}
-        claims.enter_context(claim(output))
         runs = [
             Run(model, output / model / f"seed-{seed}", {"model": model, "seed": seed, **settings})
             for seed in planned.seeds

@@ -30,8 +30,8 @@ from localmix.reports.environment import command, commit, environment
 from localmix.reports.figure import COLOURS
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 BASE = {"kernel": 7, "side": 56, "channels": 96}
 """What stays while one of them grows: the first stage of the tiny networks at 224 pixels."""

@@ -21,7 +21,7 @@ from localmix.reports.paper import NUM_CLASSES, TASKS
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import throughput
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import output_file
 
 Row = dict[str, Any]
 
@@ -75,9 +75,7 @@ def cost_table(
         img_size = (img_size[0], img_size[-1]) if len(img_size) in (1, 2) else pair("img_size", tuple(img_size))  # ty: ignore[invalid-argument-type] -- it refuses
     size = None if img_size is None else pair("img_size", img_size)
     if output is not None:
-        if Path(output).suffix != ".json":
-            raise ValueError(f"output: expected a name that ends in .json, got {output}")
-        output_folder(Path(output).parent)
+        output_file(output, ".json")
     device = known_device(device)
     with Display() as display, threads_of_cpu(threads):
         subjects = [Subject(name, task, size, classes) for name in dict.fromkeys(models)]

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from localmix.arguments import positive
 from localmix.reports.figure import COLOURS
 from localmix.reports.metrics import Metrics, read_metrics, short_names
-from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import output_file
+from localmix.writing import write_atomically
 
 PARTS = 50
 """A thick line is smoothed over this share of the steps of its run."""
@@ -45,10 +45,7 @@ def curves(runs: Sequence[Path | str], output: Path | str = "curves.png", *, smo
     folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     if not folders:
         raise ValueError("runs: expected one or more folders, got none")
-    output = Path(output)
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"output: expected a name that ends in .png, got {output}")
-    output_folder(output.parent)
+    output = output_file(output, ".png")
     metrics = [read_metrics(folder) for folder in folders]
     empty = [str(folder) for folder, m in zip(folders, metrics, strict=True) if not len(m.points("loss")[0])]
     if len(empty) == len(folders):

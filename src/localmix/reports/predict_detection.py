@@ -10,9 +10,9 @@ from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.evaluation.detector import load_detector
 from localmix.reports.results import write_json
 from localmix.tasks.detection.drawing import draw
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image, to_tensor
+from localmix.writing import write_atomically
 
 
 def predict(
@@ -47,9 +47,9 @@ def predict(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
+    output_folder(output)
     detector, device = load_detector(model, weights), known_device(device)
     detector.net.to(device)
-    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

@@ -13,11 +13,11 @@ from localmix.arguments import positive
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.evaluation.segmentation import view_of
 from localmix.reports.evaluation.segmenter import load_segmenter
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.images import CorruptImage, read_image
 from localmix.tasks.segmentation.drawing import draw_with_legend, entries
 from localmix.tasks.segmentation.inference import predict as predicted
+from localmix.writing import write_atomically
 
 
 def predict(
@@ -54,10 +54,10 @@ def predict(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"images: expected names that differ, since each names a picture, got twice: {twice[:5]}")
+    output_folder(output)
     segmenter = load_segmenter(model, weights).changed(short_side=short_side)
     options = view_of(segmenter, **view)
     segmenter.net.to(known_device(device))
-    output_folder(output)
     status = 0
     for path, name in zip(images, names, strict=True):
         try:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmix.arguments import not_negative, positive, share
+from localmix.arguments import not_negative, positive, seed, share
 from localmix.models import create_model
 from localmix.reports.benchmarks.rows import known_device
 from localmix.reports.cost import Cost, cost
@@ -76,9 +76,7 @@ def plan(
     Raises:
         ValueError: an argument is wrong; names it.
     """
-    seeds = distinct("seeds", seeds)
-    if any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds: expected ints of at least 0, got {seeds}")
+    seeds = [seed("seeds", value) for value in distinct("seeds", seeds)]
     positive("epochs", epochs)
     positive("batch_size", batch_size)
     if not 0 < lr < math.inf:

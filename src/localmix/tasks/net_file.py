@@ -16,7 +16,7 @@ from torch import Tensor
 
 from localmix import __version__
 from localmix.models.checkpoint_reading import read_checkpoint
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 SUFFIX = ".safetensors"
 

@@ -150,7 +150,7 @@ def test_from_a_net(few_images, tmp_path, monkeypatch):
         ({"studies": ["kernelsize"]}, r"studies: expected known names, got 'kernelsize'; the nearest are kernel-size"),
         ({"studies": ["heads", "heads"]}, r"studies: expected one or more different values"),
         ({"studies": ["all", "heads"]}, r"studies: expected all alone or names of studies, got \['all', 'heads'\]"),
-        ({"start": "sliding7/shared-positions/groups8"}, r"point: expected connectivity/positions/channels/weights"),
+        ({"start": "sliding7/shared-positions/groups8"}, r"^from: expected connectivity/positions/channels/weights"),
         (
             {"start": "sliding7/shared-positions/groups7/static"},
             r"groups7/static is no net of localmixer_nano: num_",

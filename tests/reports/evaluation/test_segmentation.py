@@ -82,6 +82,8 @@ def test_figures_of_a_confusion_matrix():
         (["--data", "nowhere"], "nowhere"),
         (["--stride", "4"], "stride: expected a window with it"),
         (["--scales", "0"], "scales: expected factors above 0"),
+        (["--scales", "1", "nan"], "scales: expected factors above 0, got (1.0, nan)"),
+        (["--scales", "inf"], "scales: expected factors above 0, got (inf,)"),
     ],
 )
 def test_wrong_requests_are_refused(segmenter, arguments, message, capsys):

@@ -187,3 +187,9 @@ def test_wrong_sources_are_refused(small_run, tmp_path, capsys):
     assert main(["publish", str(tmp_path), "--to", str(tmp_path / "net")]) == 2
     assert "source: expected a file, found nothing" in capsys.readouterr().err
     assert not (tmp_path / "net").exists()
+
+
+def test_a_full_disk_leaves_nothing_and_is_told_with_the_name_of_the_folder(small_run, tmp_path, full_disk):
+    with full_disk(20_000), pytest.raises(OSError, match=r"File too large while writing: '.*net'"):
+        publish(small_run, tmp_path / "net")
+    assert not list(tmp_path.glob("*net*")) and not list(tmp_path.glob(".*"))

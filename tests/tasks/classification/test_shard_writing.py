@@ -6,13 +6,14 @@ import shutil
 import pytest
 from PIL import Image
 
-from localmix import cli
+from localmix import cli, writing
 from localmix.tasks.classification import shard_writing
 from localmix.tasks.classification.data import load_images
+from localmix.tasks.classification.shard_progress import Progress, Written
 from localmix.tasks.classification.shard_reading import verify_shards
 from localmix.tasks.classification.shard_writing import write_shards
-from localmix.tasks.engine import checkpoint
 from localmix.tasks.images import CorruptImage, read_image
+from localmix.writing import write_atomically
 
 FOLDERS = {"train/cat": 9, "train/dog": 11, "val/cat": 3, "val/dog": 4}
 
@@ -98,7 +99,8 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, m
     assert not (output / "shards.json").exists()
     # As a process that is killed leaves it: chunks without a line, a line and a chunk half written.
     (output / "validation").mkdir(exist_ok=True)
-    (output / "validation/.chunk-000001.bin.partial").write_bytes(b"half")
+    (output / "validation/.chunk-000001.bin.0123abcd.partial").write_bytes(b"half")
+    writing._remove_left.cache_clear()
     with (output / "shards.progress.jsonl").open("ab") as file:
         file.write(b'{"split": "train", "numb')
     written = []
@@ -107,6 +109,25 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, m
     write(folder, output)
     assert len(written) == 7 - after
     assert content(output) == content(tmp_path / "at once")
+    assert not list(output.rglob("*.partial"))
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_list_of_what_is_done(tmp_path, full_disk):
+    path = tmp_path / "shards.progress.jsonl"
+    progress = Progress(path, {}, lambda: 4)
+    expected = r"File too large while writing: '.*shards\.progress\.jsonl'"
+    with full_disk(path.stat().st_size):
+        with pytest.raises(OSError, match=expected):
+            progress.add(Written("train", 0, None, []))
+        with pytest.raises(OSError, match=expected):
+            progress.__exit__()
+
+
+def test_one_that_was_killed_in_its_first_moment_is_no_obstacle(folder, tmp_path):
+    output = tmp_path / "shards"
+    output.mkdir()
+    (output / ".shards.progress.jsonl.0123abcd.partial").write_bytes(b"half")
+    write(folder, output)
     assert not list(output.rglob("*.partial"))
 
 
@@ -144,7 +165,7 @@ def damage(path):
 
 def test_chunk_that_the_disk_damaged_is_found_before_it_counts_as_done(folder, tmp_path, monkeypatch):
     def write_wrongly(path, write):
-        checkpoint.write_atomically(path, write)
+        write_atomically(path, write)
         if path.name == "chunk-000001.bin":
             damage(path)
 
@@ -158,7 +179,7 @@ def test_full_disk_leaves_what_is_done(folder, tmp_path, monkeypatch):
     def write_until_full(path, write):
         if path.name == "chunk-000003.bin":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        checkpoint.write_atomically(path, write)
+        write_atomically(path, write)
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writing, "write_atomically", write_until_full)

@@ -1,6 +1,7 @@
 import copy
 import gc
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_objects_come_back_as_the_file_has_them(dataset):
     images = dataset(lambda c: (change(c), content.update(copy.deepcopy(c))))
     assert images.objects[0] == content["annotations"]
     assert images.objects[-1] == []
+
+
+def test_polygons_take_no_more_memory_than_their_text(dataset, tmp_path):
+    """As floats of Python all of them together would take four times as much, gigabytes of COCO's."""
+    polygon = [round(0.01 * k, 2) for k in range(1000)]
+
+    def change(content):
+        item = content["annotations"][0]
+        content["annotations"] = [{**item, "id": k, "segmentation": [polygon]} for k in range(200)]
+
+    dataset(change)
+    size = (tmp_path / "objects.json").stat().st_size
+    tracemalloc.start()
+    try:
+        images = CocoImages(tmp_path / "objects.json", tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # the text as it is read and as it is decoded, then the second and the packed entries, as they are and in one block
+    assert peak < 4 * size
+    assert len(images.objects[0]) == 200
+
+
+def test_an_entry_of_an_image_may_name_the_image_itself(dataset):
+    assert len(dataset(lambda content: content["images"][0].update(image_id=7)).objects[0]) == 3
 
 
 @pytest.mark.parametrize("wrong", [True, None, "5", float("nan"), float("inf")])

@@ -148,7 +148,7 @@ def test_a_net_of_timm_begins_with_its_own_weights(tmp_path):
 def test_wrong_settings_are_refused(fit, tmp_path, capsys):
     for options, complaint in (
         ({"data.root": tmp_path / "none"}, "data.root: expected a folder"),
-        ({"model.detector": "yolo"}, "name: expected one of 'cascade_mask_rcnn'"),
+        ({"model.detector": "yolo"}, "^model.detector: expected one of 'cascade_mask_rcnn'"),
         ({"data.crop_size": "[3]"}, "data.crop_size: expected two numbers"),
     ):
         with pytest.raises(ValueError, match=complaint):

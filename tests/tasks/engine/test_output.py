@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from localmix.tasks.engine.output import made_folder, output_folder
+from localmix.tasks.engine.output import made_folder, output_file, output_folder
 
 
 def test_a_folder_is_given_back_and_none_is_made(tmp_path, monkeypatch):
@@ -42,3 +42,23 @@ def test_a_folder_that_stays_empty_is_gone_when_it_fails(tmp_path):
     with made_folder(tmp_path / "a/b"):
         pass
     assert (tmp_path / "a/b").is_dir()
+
+
+def test_a_file_is_given_back_and_none_is_made(tmp_path):
+    assert output_file(tmp_path / "a/b.HTM", ".html", ".htm") == tmp_path / "a/b.HTM"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.txt", r"^to: expected a name that ends in .md, got .*a.txt$"),
+        ("folder.md", r"^to: expected a file, got .*folder.md, a folder$"),
+        ("file/a.md", r"^to: expected a folder, got .*file, a file$"),
+    ],
+)
+def test_what_is_no_name_for_a_file_is_refused(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.md").mkdir()
+    with pytest.raises(ValueError, match=message):
+        output_file(tmp_path / name, ".md", name="to")

@@ -119,6 +119,21 @@ def test_interrupted_set_has_no_name_and_goes_on(folder, tmp_path, monkeypatch):
     assert content(output) == content(folder)
 
 
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_leaves_none_half(folder, tmp_path, full_disk):
+    with full_disk(700), pytest.raises(OSError, match=r"File too large while writing: '.*images/train/\d+\.jpg'"):
+        write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert not list(tmp_path.rglob(".0*"))
+    write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert content(tmp_path / "set") == content(folder)
+
+
+def test_one_that_was_killed_in_its_first_moment_is_no_obstacle(folder, tmp_path):
+    (tmp_path / "set.unfinished").mkdir()
+    (tmp_path / "set.unfinished/.scenes.json.0123abcd.partial").write_bytes(b"half")
+    write_scenes(tmp_path / "set", **FEW, **SILENT)
+    assert content(tmp_path / "set") == content(folder)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "scenes"), [("SIGINT", 130, 0), ("SIGINT", 130, 10), ("SIGTERM", 143, 10)]
 )
@@ -233,7 +248,7 @@ def test_damaged_set_is_named(tmp_path):
         ({"num_train": 0}, "num_train: expected an int of at least 1, got 0"),
         ({"size": (31, 64)}, "size: expected at least 32, got"),
         ({"max_objects": 201}, "max_objects: expected 1 to 200, got 201"),
-        ({"seed": -1}, "seed: expected an int of at least 0, got -1"),
+        ({"seed": -1}, r"seed: expected an int of at least 0 and below 2\*\*63, got -1"),
         ({"workers": 0}, "workers: expected an int of at least 1, got 0"),
     ],
 )

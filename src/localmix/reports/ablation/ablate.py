@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def ablate(
     )
     model = f"localmixer_{choice('size', size, SIZES)}"
     folder = Path(output)
-    with Display() as display, ExitStack() as claims:
+    with Display() as display, claim(folder):
         images = load_images(
             data,
             img_size=img_size,
@@ -105,7 +104,6 @@ def ablate(
             track=display.track,
         )
         costs = {net: _cost(model, net, images) for net in nets}
-        claims.enter_context(claim(folder))
         runs = {net: _runs(model, net, planned, images, folder) for net in nets}
         display.say(
             f"{len(chosen)} studies, {len(nets)} nets x {len(planned.seeds)} seed(s), {planned.recipe['epochs']} "
@@ -166,7 +164,13 @@ def _studies(names: Sequence[str], start: str | None) -> list[Study]:
             raise ValueError(f"studies: expected {ALL} alone or names of studies, got {list(names)}")
         names = list(STUDIES)
     chosen = [STUDIES[known("studies", name, STUDIES)] for name in (distinct("studies", names) if names else ())]
-    return chosen + (flips(Net.parse(start)) if start is not None else [])
+    if start is None:
+        return chosen
+    try:
+        return chosen + flips(Net.parse(start))
+    except ValueError as error:
+        # as the command calls it
+        raise ValueError(f"from: {str(error).removeprefix('point: ')}") from error
 
 
 def _cost(model: str, net: Net, images: Images) -> Cost:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from localmix.reports.figure import COLOURS
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 KINDS: dict[bool | None, tuple[str, dict[str, Any]]] = {
     True: ("distinguishable from the baseline", {"marker": "o", "color": COLOURS[1]}),

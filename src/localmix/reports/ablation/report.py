@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from localmix.reports.ablation.effort import effort
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 COLUMNS = (
     ("point", "left"),

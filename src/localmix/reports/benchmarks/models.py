@@ -27,6 +27,7 @@ from localmix.reports.benchmarks.rows import DTYPES, Entry, known_device, thread
 from localmix.reports.benchmarks.timing import peak_bytes
 from localmix.reports.cost import Cost, cost
 from localmix.reports.throughput import inference_pass, training_step
+from localmix.tasks.engine.output import output_folder
 from localmix.testing import assert_within_budget
 
 NETS = (
@@ -88,6 +89,8 @@ def bench_models(
     ways = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
     chosen = None if modes is None else tuple(choice("modes", mode, MODES) for mode in dict.fromkeys(modes))
     timing = turns(rounds, seconds)
+    if output is not None:
+        output_folder(output)
     nets = NETS if nets is None else tuple(dict.fromkeys(nets))
     costs = {name: _cost(name, img_size) for name in nets}
     with threads_of_cpu(threads), dynamo.patch(recompile_limit=8 * len(nets)):  # the networks share their code

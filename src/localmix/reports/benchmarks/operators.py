@@ -22,6 +22,7 @@ from localmix.reports.benchmarks.problems import DIRECTIONS, HEAD_DIM, NAMES, ST
 from localmix.reports.benchmarks.report import Report
 from localmix.reports.benchmarks.rows import DTYPES, Entry, known, known_device, threads_of_cpu, timed_rows, turns
 from localmix.reports.benchmarks.timing import peak_bytes
+from localmix.tasks.engine.output import output_folder
 
 BATCH = {"cpu": 4, "cuda": 128}
 """Images of a call."""
@@ -80,6 +81,8 @@ def bench_operators(
         raise ValueError(f"graph: expected device 'cuda', since only a GPU replays CUDA graphs, got {device!r}")
     batch = positive("batch", BATCH[device] if batch is None else batch)
     timing = turns(rounds, seconds)
+    if output is not None:
+        output_folder(output)
     with threads_of_cpu(threads), functorch.patch(donated_buffer=False):  # a graph that was kept has none to give away
         limits = measure(device, kind)
         settings = {"batch": batch, "dtype": dtype, "bias": bias, "graph": graph, **timing}

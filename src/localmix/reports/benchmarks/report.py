@@ -20,8 +20,7 @@ from localmix.reports.benchmarks.limits import Limits
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import output_folder
+from localmix.writing import write_atomically
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -43,7 +42,7 @@ class Report:
     def __init__(
         self, kind: str, settings: dict[str, Any], device: str, limits: Limits, output: Path | str | None
     ) -> None:
-        self.output = None if output is None else output_folder(output)
+        self.output = None if output is None else Path(output)
         # the file is named because bars on stderr would catch what goes to stdout by its name
         self.console = Console(file=sys.stdout)
         if not self.console.is_terminal:

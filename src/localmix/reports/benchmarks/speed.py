@@ -20,8 +20,8 @@ from localmix.reports.benchmarks.report import (
     setting,
     short,
 )
-from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import output_file
+from localmix.writing import write_atomically
 
 KINDS = ("operators", "networks")
 HEAD = """# Speed
@@ -39,7 +39,7 @@ def write_page(results: Sequence[Path], output: Path) -> str:
     Raises:
         ValueError: there is no such folder, or there are no results in it.
     """
-    output_folder(output.parent)
+    output_file(output)
     files = [file for folder in results for file in _files(folder)]
     if not files:
         folders = ", ".join(map(str, results))

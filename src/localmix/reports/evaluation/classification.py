@@ -25,9 +25,9 @@ from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.throughput import images_per_second
 from localmix.tasks.classification.data import EMBEDDED
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.workers import default_workers
+from localmix.writing import write_atomically
 
 AMONG = ("net", "data")
 """Whose classes compete."""

@@ -22,9 +22,9 @@ from localmix.tasks.detection.data import split_of
 from localmix.tasks.detection.drawing import draw, sheet
 from localmix.tasks.detection.samples import ValidationImages
 from localmix.tasks.engine.batches import loader
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.workers import default_workers
+from localmix.writing import write_atomically
 
 PICTURES = 6
 """Images that are drawn."""

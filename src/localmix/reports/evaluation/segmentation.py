@@ -22,13 +22,13 @@ from localmix.reports.evaluation.outcome import PRECISIONS, TTA, computed_in
 from localmix.reports.evaluation.segmenter import Segmenter, load_segmenter
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.segmentation import inference
 from localmix.tasks.segmentation.data import fingerprint
 from localmix.tasks.segmentation.drawing import below, comparison
 from localmix.tasks.segmentation.pairs import LabelledScenes, splits
 from localmix.tasks.segmentation.scores import Scores
+from localmix.writing import write_atomically
 
 PICTURES = 4
 """Scenes that are drawn."""
@@ -132,7 +132,7 @@ def view_of(
     choice("tta", tta, TTA)
     return {
         "short_side": segmenter.short_side,
-        "scales": tuple(scales),
+        "scales": inference.known_scales(scales),
         "flip": tta == "flip",
         "window": window,
         "stride": stride,

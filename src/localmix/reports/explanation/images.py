@@ -14,8 +14,9 @@ from localmix.reports.explanation.page import cell
 from localmix.reports.explanation.selection import Position, rows_of, shares
 from localmix.reports.explanation.subjects import SHOWCASE, same_size, subjects
 from localmix.reports.results import write_json
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.output import output_folder
+from localmix.tasks.images import CorruptImage
+from localmix.writing import write_atomically
 
 PARTS = ("weights", "connections", "receptive_field", "variation")
 
@@ -73,7 +74,10 @@ def explain_images(
         models, weights=weights, pretrained=pretrained, checkpoint=checkpoint, img_size=img_size, whole=whole
     )
     rows = rows_of(nets, layers) if set(show) & {"weights", "connections", "variation"} else []
-    seen = {net.label: [net.see(file) for file in files] for net in nets}
+    try:
+        seen = {net.label: [net.see(file) for file in files] for net in nets}
+    except CorruptImage as error:
+        raise ValueError(f"image: {error}") from error
     sizes = [same_size({label: pixels[index] for label, pixels in seen.items()}) for index in range(len(files))]
     for position in positions:
         for size in sizes:

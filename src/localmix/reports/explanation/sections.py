@@ -17,7 +17,7 @@ from localmix.reports.explanation.page import Page
 from localmix.reports.explanation.receptive_field import ReceptiveField, num_stages, receptive_fields
 from localmix.reports.explanation.selection import Position, Row, shares, spread_stages, stage_numbers
 from localmix.reports.explanation.subjects import Subject, picture
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 Facts = list[dict[str, Any]]
 

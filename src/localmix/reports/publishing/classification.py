@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from localmix.models import Hierarchy
@@ -46,7 +49,13 @@ def _save(trained: Trained, folder: Path, license: str) -> None:
     }
     model_args = trained.options | ({} if view.channels == 3 else {"in_chans": view.channels})
     labels = {"label_names": trained.classes}
-    save_for_hf(net, str(folder), model_config=labels, model_args=model_args, safe_serialization=True)
+    try:
+        save_for_hf(net, str(folder), model_config=labels, model_args=model_args, safe_serialization=True)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # of a full disk, say
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     # safetensors' is for its owner alone
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 

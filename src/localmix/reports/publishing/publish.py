@@ -18,7 +18,7 @@ from localmix.reports.publishing.card import card
 from localmix.reports.publishing.publication import Publication
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
-from localmix.tasks.net_file import SUFFIX
+from localmix.writing import named
 
 
 def publish(
@@ -49,10 +49,11 @@ def publish(
         OSError: the folder cannot be written.
     """
     source, to = Path(source), Path(to)
+    if not license.strip() or not license.isprintable():
+        raise ValueError(f"license: expected a name, got {license!r}")
     checkpoint = source / CHECKPOINT if source.is_dir() else source
-    if checkpoint.suffix == SUFFIX:
+    if existing_file("source", checkpoint).suffix != ".ckpt":
         raise ValueError(f"source: expected a run or a checkpoint of one, got {checkpoint}")
-    existing_file("source", checkpoint)
     _refuse_to_lose(to, overwrite)
     output_folder(to, name="to")
     # the module of the task knows what is published of it
@@ -66,13 +67,14 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        found.save(partial, license)
-        names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
-        for name, file in zip(names, results, strict=True):
-            shutil.copyfile(file, partial / name)
-        content = found.content(_measured(run_of(checkpoint), found.source["step"]))
-        text = card(content, folder=to.name, license=license, evaluations=dict(zip(names, evaluations, strict=True)))
-        (partial / CARD).write_text(text)
+        with named(to):
+            found.save(partial, license)
+            names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
+            for name, file in zip(names, results, strict=True):
+                shutil.copyfile(file, partial / name)
+            content = found.content(_measured(run_of(checkpoint), found.source["step"]))
+            shown = dict(zip(names, evaluations, strict=True))
+            (partial / CARD).write_text(card(content, folder=to.name, license=license, evaluations=shown))
         _put(partial, to)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,8 +14,8 @@ from localmix.reports.reproduction.paper_tables import paper_table
 from localmix.reports.reproduction.runs import blocks as section
 from localmix.reports.reproduction.runs import find, scores
 from localmix.reports.reproduction.sections import SECTIONS
-from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import output_folder
+from localmix.tasks.engine.output import output_file
+from localmix.writing import write_atomically
 
 PARTS = {
     "paper": "What is reproduced of the paper",
@@ -50,10 +50,8 @@ def report(
     """
     outputs = {"output": (output, (".html", ".htm")), "markdown": (markdown_output, (".md",))}
     for name, (path, suffixes) in outputs.items():
-        if path is not None and Path(path).suffix not in suffixes:
-            raise ValueError(f"{name}: expected a name that ends in {suffixes[0]}, got {path}")
         if path is not None:
-            output_folder(Path(path).parent, name=name)
+            output_file(path, *suffixes, name=name)
     if output is None and markdown_output is None:
         raise ValueError("output: expected a file to write into, got none")
     if not parts or not set(parts) <= PARTS.keys():

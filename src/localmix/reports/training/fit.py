@@ -19,7 +19,7 @@ from localmix.reports.results import write_json
 from localmix.reports.training.kinds import kind
 from localmix.reports.training.options import FREE, flat, parse
 from localmix.reports.training.watch import Watch
-from localmix.tasks.engine.checkpoint import load_checkpoint, write_atomically
+from localmix.tasks.engine.checkpoint import load_checkpoint
 from localmix.tasks.engine.claim import claim
 from localmix.tasks.engine.distribution import is_helper, placement
 from localmix.tasks.engine.guard import Guard, NonFinite
@@ -29,6 +29,7 @@ from localmix.tasks.engine.stopping import STOPPED, Stopped, Stopping
 from localmix.tasks.engine.task import Task
 from localmix.tasks.engine.training import PATIENCE, batches, fit, loaders, new_task, new_trainer
 from localmix.tasks.engine.workers import default_workers
+from localmix.writing import write_atomically
 
 CONFIG, RUN = "config.yaml", "run.json"
 FEW = 8

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from localmix.arguments import choice, existing_file, positive
+from localmix.arguments import choice, existing_file, positive, seed
 from localmix.reports.training.kinds import KINDS, Kind, kind
 
 
@@ -89,14 +89,22 @@ COUNTS = {
 }
 """Settings that are at least 1."""
 
+PATHS = {"output", "resume", "weights", "data.root"}
+"""Settings that name something; nothing at all is what a variable of the shell becomes that is not set."""
+LARGEST = 2**31 - 1
+"""Of all whole numbers but the seed."""
+
 RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
     "at least 0": (
         lambda value: value >= 0,
         {
-            *("seed", "data.workers", "data.max_corrupt", "data.color_jitter", "trainer.gradient_clip_val"),
+            *("data.workers", "data.max_corrupt", "data.color_jitter", "trainer.gradient_clip_val"),
             *(f"model.{name}" for name in ("lr", "min_lr", "weight_decay", "mixup", "cutmix", "warmup_epochs")),
         },
     ),
+    # a machine that is asked for far more processes than it has memory for may not answer any more
+    "of at most 1024": (lambda value: value <= 1024, {"data.workers", "trainer.devices"}),
+    "above 0": (lambda value: value > 0, {"data.max_cache_gb"}),
     "from 0 to 1": (lambda value: 0 <= value <= 1, {"data.random_erasing", "model.warmup"}),
     "at least 0 and below 1": (
         lambda value: 0 <= value < 1,
@@ -122,7 +130,12 @@ def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
         settings = parser.parse_args(whole)
     except ArgumentError as error:
         raise ValueError(_explained(str(error), parser)) from None
+    seed("seed", settings.seed)
     for name, value in flat(settings.as_dict()).items():
+        if name in PATHS and value == "":
+            raise ValueError(f"{name}: expected a name, got ''")
+        if name != "seed" and isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
         if name in COUNTS and isinstance(value, int):
             positive(name, value)
         for expected, (holds, names) in RANGES.items():
@@ -220,6 +233,12 @@ def _contents(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
 def _explained(message: str, parser: ArgumentParser) -> str:
     """The message of the parser in a line, with the name that was perhaps meant."""
     message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    wrong = re.fullmatch(
+        r'Parser key "([\w.]+)": (.*?)(?: Given value type: \w+)?\.? (?:Got|Given) value: ?(.*)', message
+    )
+    kinds = re.findall(r"Expected an? (.+?)(?= - Expected|$)", wrong[2]) if wrong else []
+    if wrong and kinds:
+        return f"{wrong[1]}: expected {' or '.join(kinds).replace('NoneType', 'null')}, got {wrong[3]!r}"
     known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.]+)", message)

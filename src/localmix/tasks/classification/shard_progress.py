@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localmix.tasks.classification.shard_format import chunk_name
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import named, write_atomically
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Progress:
             for line in lines[:-1]:
                 self._take(Written(**json.loads(line)))
         else:
-            others = sorted(p.name for p in path.parent.iterdir() if p.name != ".lock")
+            # hidden: the lock, and what a run that was killed in its first moment has left
+            others = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
             if others:
                 raise ValueError(
                     f"output: expected an empty folder or unfinished shards, {path.parent} holds {others[:5]}"
@@ -59,7 +60,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
 
     def is_done(self, split: str, number: int, on_corrupt: str) -> bool:
         """Whether the chunk is there, with all that it should have."""
@@ -72,9 +74,10 @@ class Progress:
     def add(self, written: Written) -> None:
         """A chunk is done."""
         self._take(written)
-        self.file.write(_line(vars(written)))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with named(self.path):
+            self.file.write(_line(vars(written)))
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def _take(self, written: Written) -> None:
         self.done[written.split, written.number] = written

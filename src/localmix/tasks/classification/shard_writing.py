@@ -30,9 +30,9 @@ from localmix.tasks.classification.shard_format import (
 )
 from localmix.tasks.classification.shard_progress import Progress, Written, refuse_other
 from localmix.tasks.classification.shard_reading import damaged_chunks
-from localmix.tasks.engine.checkpoint import write_atomically
-from localmix.tasks.engine.output import made_folder
+from localmix.tasks.engine.output import made_folder, output_folder
 from localmix.tasks.images import CorruptImage, decode_image
+from localmix.writing import write_atomically
 
 SAMPLE = 64
 """Images whose size decides how many go into a chunk."""
@@ -83,6 +83,7 @@ def write_shards(
     if positive("chunk_mb", chunk_mb) > 1024:
         raise ValueError(f"chunk_mb: expected at most 1024, got {chunk_mb}")
     workers = cpu_cores() if workers is None else positive("workers", workers)
+    output_folder(output)
     tree = read_tree(Path(data))
     if not tree.validation:
         tree = hold_out(tree)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import pickle
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from faster_coco_eval.core import mask as run_lengths
 from PIL import Image
 from torch import Tensor
 
+from localmix.tasks.detection.coco_entries import packed, unpacked
 from localmix.tasks.detection.coco_errors import errors
 from localmix.tasks.images import CorruptImage, read_image, to_tensor
 
@@ -66,10 +67,10 @@ class CocoImages:
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.images: list[dict[str, Any]] = [{name: image[name] for name in USED} for image in content["images"]]
         self.index = {image["id"]: index for index, image in enumerate(self.images)}
-        objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
-        for annotation in content["annotations"]:
-            objects[self.index[annotation["image_id"]]].append(annotation)
-        self.objects = Packed(objects)
+        objects: list[list[bytes]] = [[] for _ in self.images]
+        for item in content.pop("annotations"):
+            objects[self.index[item.image_id]].append(item.content)
+        self.objects = Objects(objects)
         self.labels = {category: 1 + index for index, category in enumerate(self.category_ids)}
 
     def __len__(self) -> int:
@@ -146,19 +147,19 @@ def _box(item: dict[str, Any], height: int, width: int) -> tuple[float, float, f
     return max(0.0, x), max(0.0, y), min(float(width), x + across), min(float(height), y + down)
 
 
-class Packed(Sequence[list[dict[str, Any]]]):
-    """Lists of plain values in one block of memory, taken out of it when they are asked for.
+class Objects(Sequence[list[dict[str, Any]]]):
+    """Lists of entries in one block of memory, taken out of it when they are asked for.
 
     As objects of Python those of COCO take gigabytes, which each process that loads images would come to copy.
     """
 
-    def __init__(self, lists: list[list[dict[str, Any]]]) -> None:
-        parts = [pickle.dumps(items, pickle.HIGHEST_PROTOCOL) for items in lists]
-        self.ends = np.cumsum([0, *map(len, parts)])
-        self.bytes = np.frombuffer(b"".join(parts), dtype=np.uint8)
+    def __init__(self, lists: list[list[bytes]]) -> None:
+        self.first = np.cumsum([0, *map(len, lists)])
+        self.ends = np.cumsum([0, *(len(packed) for items in lists for packed in items)])
+        self.bytes = np.frombuffer(b"".join(packed for items in lists for packed in items), dtype=np.uint8)
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self.first) - 1
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -166,8 +167,8 @@ class Packed(Sequence[list[dict[str, Any]]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        # no file can bring its own: `__init__` has made it; json takes four times as long to write and to read
-        return pickle.loads(self.bytes[self.ends[index] : self.ends[index + 1]].tobytes())
+        ends = self.ends[self.first[index] : self.first[index + 1] + 1].tolist()
+        return [unpacked(self.bytes[start:end].tobytes()) for start, end in pairwise(ends)]
 
 
 @contextmanager
@@ -186,7 +187,10 @@ def _read(path: Path) -> tuple[Any, str]:
     """What the file says, and its digest."""
     try:
         content = path.read_bytes()
-        return json.loads(content), hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        del content  # as long as the text
+        return json.loads(text, object_hook=packed), digest
     except FileNotFoundError:
         raise ValueError(f"annotations: expected a json file, there is none at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

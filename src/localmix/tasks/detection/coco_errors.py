@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from localmix.tasks.detection.coco_entries import Packed
 
 SLACK = 1.0
 """What a box may reach beyond its image, by rounding [pixels]."""
@@ -16,12 +18,12 @@ def errors(content: Any, folder: Path) -> list[str]:
     """A line for each error in the content of a json file whose images lie in `folder`; none if all is well."""
     if not isinstance(content, dict):
         return [f"expected an object with images, annotations and categories, got {type(content).__name__}"]
-    lists = ("images", "annotations", "categories")
-    found = [f"{name}: expected a list of objects" for name in lists if not _is_list_of_objects(content.get(name))]
+    kinds = {"images": dict, "annotations": dict | Packed, "categories": dict}
+    found = [f"{name}: expected a list of objects" for name in kinds if not _is_list_of(kinds[name], content.get(name))]
     if found:
         return found
-    for name in lists:
-        found.extend(_identities(name, content[name]))
+    found.extend(_identities("image", content["images"]))
+    found.extend(_identities("category", content["categories"]))
     found.extend(
         f"{_name('category', c)}: no name" for c in content["categories"] if not isinstance(c.get("name"), str)
     )
@@ -33,20 +35,35 @@ def errors(content: Any, folder: Path) -> list[str]:
         found.extend(f"{_name('image', image)}: {error}" for error in wrong)
         images[_key(image)] = None if any("width" in error for error in wrong) else image
     categories = {_key(category) for category in content["categories"]}
-    for item in content["annotations"]:
-        found.extend(f"{_name('annotation', item)}: {error}" for error in _wrong_with_object(item, images, categories))
+    found.extend(_wrong_with_objects(content["annotations"], images, categories))
     return found
 
 
-def _identities(name: str, entries: list[dict[str, Any]]) -> Iterator[str]:
-    kind = {"images": "image", "annotations": "annotation", "categories": "category"}[name]
-    counts = Counter(_key(entry) for entry in entries)
+def _identities(kind: str, entries: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with the ids of entries, each of which is looked at once."""
+    counts: Counter[int | None] = Counter()
     for entry in entries:
+        counts[_key(entry)] += 1
         if not _is_integer(entry.get("id")):
             yield f"{kind} without a whole number as id: {str(entry)[:80]}"
     for key, count in counts.items():
         if count > 1 and key is not None:
             yield f"{kind} {key}: {count} entries have this id"
+
+
+def _wrong_with_objects(items: list[Any], images: dict[Any, Any], categories: set[Any]) -> list[str]:
+    found: list[str] = []
+
+    def checked() -> Iterator[dict[str, Any]]:
+        for packed in items:
+            item = packed.entry if isinstance(packed, Packed) else packed
+            found.extend(
+                f"{_name('annotation', item)}: {error}" for error in _wrong_with_object(item, images, categories)
+            )
+            yield item
+
+    # once, since to unpack them takes time
+    return [*_identities("annotation", checked()), *found]
 
 
 def _wrong_with_image(image: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -104,8 +121,8 @@ def _beyond(box: list[float], image: dict[str, Any]) -> bool:
     return box[0] + box[2] > image["width"] + SLACK or box[1] + box[3] > image["height"] + SLACK
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+def _is_list_of(kind: Any, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
 def _is_integer(value: Any) -> bool:

@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as run_lengths
 from torch import Tensor, distributed
 
 from localmix.tasks.detection.coco import CocoImages, encode_mask
-from localmix.tasks.engine.checkpoint import write_atomically
+from localmix.writing import write_atomically
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 

@@ -8,7 +8,9 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
+from localmix.arguments import choice
 from localmix.tasks.detection.coco_scores import NAMES, CocoScores
+from localmix.tasks.detection.detectors import DETECTORS
 from localmix.tasks.detection.detectors import detector as new_detector
 from localmix.tasks.detection.starting_weights import begin_with
 from localmix.tasks.detection.targets import Target
@@ -70,7 +72,7 @@ class Detection(Task):
         if sorted(set(drop_epochs)) != drop_epochs or any(epoch < 1 for epoch in drop_epochs):
             raise ValueError(f"model.drop_epochs: expected rising numbers of at least 1, got {drop_epochs}")
         net = new_detector(
-            detector,
+            choice("detector", detector, DETECTORS),
             model,
             num_classes=len(classes),
             channels=channels,

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from localmix.arguments import existing_file
+from localmix.writing import write_atomically
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint wholly or not at all; see `write_atomically`."""
+    """Write a checkpoint wholly or not at all; see `localmix.writing.write_atomically`."""
     write_atomically(path, lambda file: torch.save(checkpoint, file))
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace the file at `path` by what `write` writes: either wholly or, when that fails, not at all.
-
-    Raises:
-        OSError: with `path` and the cause, such as a full disk; a file that was there before is unchanged.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One fixed name, in the same folder for the rename to be atomic: what a killed process left is overwritten.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        kept = "; the file that was there before is kept" if path.exists() else ""
-        raise OSError(cause.errno, f"{cause.strerror} while writing{kept}", str(path)) from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The error of the operating system behind `error`: torch.save hides it behind a RuntimeError of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def load_checkpoint(path: Path, *, name: str = "checkpoint") -> dict[str, Any]:

@@ -32,6 +32,25 @@ def output_folder(output: Path | str, *, name: str = "output") -> Path:
         raise ValueError(f"{name}: expected a folder that takes files, got {path}: {error.strerror}") from error
 
 
+def output_file(output: Path | str, *suffixes: str, name: str = "output") -> Path:
+    """`output`, which must be the name of a file that can be written, in a folder that can be made; leaves nothing.
+
+    Args:
+        suffixes: one of which the name ends in; none: any.
+        name: of the argument that errors name.
+
+    Raises:
+        ValueError: it ends otherwise, is a folder, or its folder is refused by `output_folder`.
+    """
+    path = Path(output)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name}: expected a name that ends in {suffixes[0]}, got {path}")
+    if path.is_dir():
+        raise ValueError(f"{name}: expected a file, got {path}, a folder")
+    output_folder(path.parent, name=name)
+    return path
+
+
 @contextmanager
 def made_folder(output: Path | str, *, name: str = "output") -> Generator[Path]:
     """Make the folder `output`; when the block fails and has left nothing in it, it is gone again.

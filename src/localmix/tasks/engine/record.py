@@ -18,6 +18,7 @@ from torch import Tensor
 from localmix.tasks.engine.batches import EpochBatches
 from localmix.tasks.engine.run_folder import METRICS
 from localmix.tasks.engine.seeding import seed_generators
+from localmix.writing import named
 
 STEP_COLUMNS = ("epoch", "step", "lr", "loss")
 AT_A_TIME = 50
@@ -76,7 +77,8 @@ class Record(lightning.Callback):
     def __exit__(self, *_: object) -> None:
         # Not in a hook: Lightning calls none that always comes.
         if self.file:
-            self.file.close()
+            with named(self.folder / METRICS):
+                self.file.close()
             self.file = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +154,8 @@ class Record(lightning.Callback):
         """Bring all rows to the disk; in all processes."""
         self._write(trainer, self.rows)
         if self.file:
-            os.fsync(self.file.fileno())
+            with named(self.folder / METRICS):
+                os.fsync(self.file.fileno())
         self.seconds = time.perf_counter() - self.started
 
     def _write(self, trainer: lightning.Trainer, rows: list[dict[str, Any]]) -> None:
@@ -166,8 +169,9 @@ class Record(lightning.Callback):
             row["loss"] = loss
         self.losses += [row["loss"] for row in rows]
         if self.file:
-            csv.DictWriter(self.file, self.columns, lineterminator="\n").writerows(rows)
-            self.file.flush()
+            with named(self.folder / METRICS):
+                csv.DictWriter(self.file, self.columns, lineterminator="\n").writerows(rows)
+                self.file.flush()
             for logger in trainer.loggers:
                 _log(logger, rows)
         self.num_rows += len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins import CheckpointIO
 
-from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from localmix.tasks.engine.checkpoint import load_checkpoint, save_checkpoint
 from localmix.tasks.engine.record import Record
 from localmix.tasks.engine.run_folder import BEST, CHECKPOINT, CHECKPOINTS
 from localmix.tasks.engine.stopping import Stopped, Stopping
+from localmix.writing import write_atomically
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -92,10 +94,10 @@ class Saving(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if not self.record.epoch_ended:
             return
-        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        better = value is not None and (self.best is None or value.item() > self.best)
-        if value is not None and better:
-            self.best, self.best_step = value.item(), trainer.global_step
+        metric = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        better = metric is not None and _is_better(metric.item(), self.best)
+        if metric is not None and better:
+            self.best, self.best_step = metric.item(), trainer.global_step
         self.save(trainer, best=better)
         if self.stopping is not None and self.stopping.agreed and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             raise Stopped
@@ -119,6 +121,11 @@ class Saving(lightning.Callback):
 
     def _path(self, step: int) -> Path:
         return self.folder / CHECKPOINTS / f"step-{step:08}.ckpt" if self.keep else self.folder / CHECKPOINT
+
+
+def _is_better(value: float, best: float | None) -> bool:
+    """Whether a metric is above the best so far; NaN is below every number, and best only as the first."""
+    return best is None or value > best or (math.isnan(best) and not math.isnan(value))
 
 
 def _name(path: Path, other: Path) -> None:

@@ -16,16 +16,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from localmix import arguments
 from localmix.arguments import pair, positive
 from localmix.tasks.classification.folders import Announce, Track
 from localmix.tasks.classification.parallel import cpu_cores
-from localmix.tasks.engine.checkpoint import write_atomically
 from localmix.tasks.engine.claim import claim
 from localmix.tasks.images import CorruptImage, read_image
 from localmix.tasks.scenes import CLASSES, SPLITS
 from localmix.tasks.scenes.composing import EncodedScene, compose, encode, objects
 from localmix.tasks.scenes.description import readme
 from localmix.tasks.scenes.sheet import contact_sheet
+from localmix.writing import named, write_atomically
 
 SETTINGS = "scenes.json"
 """Name of the file that says how a set was made, and makes the folder one that this command knows."""
@@ -77,15 +78,13 @@ def write_scenes(
     """
     if not 1 <= positive("max_objects", max_objects) <= 200:
         raise ValueError(f"max_objects: expected 1 to 200, got {max_objects}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an int of at least 0, got {seed!r}")
     settings = {
         "format": FORMAT,
         "num_train": positive("num_train", num_train),
         "num_val": positive("num_val", num_val),
         "size": [*pair("size", size, minimum=LEAST_SIDE)],
         "max_objects": max_objects,
-        "seed": seed,
+        "seed": arguments.seed("seed", seed),
         "plain": bool(plain),
     }
     workers = cpu_cores() if workers is None else positive("workers", workers)
@@ -144,8 +143,8 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_other(folder: Path, there: dict[str, Any] | None, settings: dict[str, Any], how: str) -> None:
     if there is None:
-        # a run that was ended in its first moment leaves no more than its claim
-        if how == "begun" and folder.is_dir() and {path.name for path in folder.iterdir()} <= {".claim"}:
+        # a run that was ended in its first moment leaves its claim, and what it was writing
+        if how == "begun" and folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):
             return
         raise ValueError(f"output: {folder} holds something else than scenes; name a folder that is empty or not there")
     differing = [
@@ -204,8 +203,12 @@ def _scene(folder: Path, split: str, options: dict[str, Any], plain: bool, index
     # the label map last: where it is, the image is
     for path, data in ((image, files.image), (labels, files.labels)):
         partly = path.with_name(f".{path.name}")
-        partly.write_bytes(data)
-        partly.replace(path)
+        try:
+            with named(path):
+                partly.write_bytes(data)
+            partly.replace(path)
+        finally:
+            partly.unlink(missing_ok=True)
     return files.objects
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -94,6 +95,13 @@ def _starts(length: int, side: int, step: int) -> list[int]:
     return [*range(0, last, step), last]
 
 
+def known_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """`scales`, of which there must be some, all finite and above 0."""
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: expected factors above 0, got {tuple(scales)}")
+    return tuple(scales)
+
+
 @torch.no_grad()
 def predict(
     net: nn.Module,
@@ -121,8 +129,7 @@ def predict(
     """
     if net.training:
         raise ValueError("net: expected one in evaluation mode, got one in training mode; call net.eval()")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales: expected factors above 0, got {tuple(scales)}")
+    known_scales(scales)
     image = to_mode(image, 3)
     side = min(image.size) if short_side is None else arguments.positive("short_side", short_side)
     sizes = [

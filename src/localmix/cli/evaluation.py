@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("ema", "raw"), help="which of those in a checkpoint of a run (ema if there is one)"
     )
     origin.add_argument("--pretrained", action="store_true", help="of a name: the weights that timm has for it")
-    origin.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="of a name: a file of weights, such as FILE.safetensors"
-    )
+    origin.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
     add(
         "--data", metavar="DATA", help=f"what the run was trained on (the default), or {DATA_HELP}; for `test` DIR/test"
     )

@@ -224,11 +224,11 @@ def _contents(file: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
 def _explained(message: str, parser: ArgumentParser) -> str:
     """The message of the parser in a line, with the name that was perhaps meant."""
     message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
     whole_group = re.match(r'Parser key "(\w+)": Unable to load config (.*?) - ', message)
     if whole_group:
         meant = FIRST_OF_GROUP.get(whole_group[1], f"{whole_group[1]}.*")
         return f"{whole_group[1]}: expected a file of settings, got {whole_group[2]}; did you mean {meant}?"
-    known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.-]+)", message)
     nearest = [near for name in unknown if name not in known for near in _nearest(name, known)]

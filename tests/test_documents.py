@@ -1,4 +1,4 @@
-"""What the documents show works: code blocks run, links lead somewhere, examples are complete programs."""
+"""What the documents show works: code blocks run, links lead somewhere, examples are there and find their imports."""
 
 import re
 import subprocess
@@ -42,6 +42,20 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
 def test_every_implementation_has_a_row(name):
     rows = re.findall(r'^\| `"?(\w+)"?` \|', (ROOT / "docs" / name).read_text(), re.MULTILINE)
     assert [row for row in rows if row not in ("impl", "auto")] == list(kernels.IMPLEMENTATIONS)
+
+
+def test_every_example_is_named_and_finds_what_it_imports():
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    assert not [example.name for example in examples if f"examples/{example.name}" not in text]
+    script = "import runpy, sys\nfor file in sys.argv[1:]:\n    runpy.run_path(file, run_name='example')"
+    subprocess.run([sys.executable, "-c", script, *map(str, examples)], check=True, capture_output=True)
+
+
+def test_the_mixer_of_the_example_equals_its_definition():
+    command = [sys.executable, str(ROOT / "examples" / "own_mixer.py")]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines[1] == "gaussian_nano: 905,098 parameters, logits (1, 10)"
 
 
 def test_the_figure_of_the_readme_is_drawn_by_its_example(tmp_path):

@@ -29,6 +29,8 @@ def lint_imports(source):
 def test_submodules_are_loaded_on_first_use():
     assert not loaded_by("import localmix") & {*HEAVY, "torch"}
     assert "torch" in loaded_by("import localmix; localmix.functional")
+    assert "torch" in loaded_by("import localmix; localmix.testing.check_operator")
+    assert "torch" not in loaded_by("import localmix; localmix.point.Point")
 
 
 def test_command_line_answers_without_torch():
@@ -41,7 +43,7 @@ def test_equation_needs_neither_timm_nor_an_engine():
 
 
 def test_public_names():
-    names = ["axes", "functional", "kernels", "layers", "models", "reports", "tasks"]
+    names = ["axes", "functional", "kernels", "layers", "models", "point", "reports", "tasks", "testing"]
     assert localmix.__all__ == names
     assert set(names) <= set(dir(localmix))
     with pytest.raises(AttributeError, match="no attribute 'convolution'"):

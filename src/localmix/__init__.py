@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from localmix import axes, functional, kernels, layers, models, reports, tasks
+    from localmix import axes, functional, kernels, layers, models, point, reports, tasks, testing
 
 __version__ = "0.1.0"
-__all__ = ["axes", "functional", "kernels", "layers", "models", "reports", "tasks"]
+__all__ = ["axes", "functional", "kernels", "layers", "models", "point", "reports", "tasks", "testing"]
 
 
 def __getattr__(name: str) -> Any:

@@ -261,6 +261,19 @@ def test_timm_loads_an_official_checkpoint(official, tmp_path, family):
     assert torch.equal(features.model.stages[1].blocks[0].mlp.fc1.weight, weights["layers.1.blocks.0.mlp.fc1.weight"])
 
 
+def test_timm_takes_the_weights_of_its_own_swin_from_the_hub(monkeypatch):
+    theirs, fetched = timm.create_model(SWIN, **SMALL).eval(), []
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf",
+        lambda place, *_, **__: fetched.append(place) or theirs.state_dict(),
+    )
+    source = {"pretrained": True, "pretrained_cfg_overlay": {"hf_hub_id": f"timm/{SWIN}.ms_in1k"}}
+    ours = timm.create_model("localswin_tiny", **source, **SMALL).eval()
+    assert fetched == [f"timm/{SWIN}.ms_in1k"]
+    image = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
+
+
 def test_timm_refuses_another_network_even_with_a_new_head(official, tmp_path):
     torch.save(official("dwnet", "nano"), tmp_path / "official.pth")
     source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "official.pth")}}

@@ -111,6 +111,12 @@ def test_wrong_checkpoint_is_refused(checkpoint, shoe, tmp_path, capsys, how, me
     assert "wrong.ckpt" in captured.err
 
 
+def test_a_name_alone_is_refused_as_it_has_no_weights(shoe, capsys):
+    assert main(["predict", "dwnet_nano", str(shoe)]) == 2
+    expected = "model: expected a checkpoint, the folder of a run or a published folder, found nothing: dwnet_nano"
+    assert capsys.readouterr().err == f"localmix: error: {expected}\n"
+
+
 def test_weights_are_those_that_are_asked_for(checkpoint, shoe, tmp_path, capsys):
     content = load_checkpoint(checkpoint)
     average = {f"ema.module.{name.removeprefix('net.')}": value for name, value in content["state_dict"].items()}

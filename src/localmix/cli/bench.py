@@ -37,6 +37,7 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=number, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
     _add_bench_common(parser, ("forward", "backward"))
     add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
+    add("--kernel-size", type=int, default=7, metavar="N", help="of kernels and windows, odd (%(default)s)")
     add("--bias", action=argparse.BooleanOptionalAction, default=True, help="whether attention adds its bias (yes)")
     add("--graph", action="store_true", help="on a GPU, time replays of CUDA graphs: kernels without their launches")
     add("--rounds", type=number, default=7, metavar="N", help="timed turns of each (%(default)s)")

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint, the folder of a run, a published folder, or a name that timm knows",
     )
     origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("--weights", choices=("ema", "raw"), help="of a checkpoint (ema if there is one)")
+    origin.add_argument(
+        "--weights", choices=("ema", "raw"), help="which of those in a checkpoint of a run (ema if there is one)"
+    )
     origin.add_argument("--pretrained", action="store_true", help="of a name: the weights that timm has for it")
     origin.add_argument("--checkpoint", type=path, metavar="FILE", help="of a name: weights, such as FILE.safetensors")
     add(

@@ -15,7 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A name for text; images and networks for pictures."""
     parser.set_defaults(refuse=parser.error)
     add = parser.add_argument
-    add("name", nargs="?", metavar="NAME", help="a mixer or a network to say in text, such as window_attention")
+    add(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="""a mixer such as window_attention, a point such as sliding7/shared-positions/groups8/static, or a
+        network, to say in text""",
+    )
     pictures = parser.add_argument_group("pictures of what networks do to images")
     add = pictures.add_argument
     add("--image", type=path, nargs="+", metavar="FILE", help="images of any size")

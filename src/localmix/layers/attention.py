@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from localmix import arguments, kernels
@@ -59,11 +61,7 @@ class WindowAttention(Mixer):
         self.impl = impl
 
     def mix(self, x: Tensor) -> Tensor:
-        window_size, shift = self.connectivity.window_size, self.connectivity.shift_at(x.shape[1], x.shape[2])
-        query, key, value = self.source.project(x)
-        bias = self.source.window_bias(window_size)
-        y = kernels.window_attention(query, key, value, window_size=window_size, shift=shift, bias=bias, impl=self.impl)
-        return self.output(y.flatten(3))
+        return attend_in_windows(self, x)
 
 
 class NeighborhoodAttention(Mixer):
@@ -111,13 +109,27 @@ class NeighborhoodAttention(Mixer):
         self.impl = impl
 
     def mix(self, x: Tensor) -> Tensor:
-        kernel_size, dilation = self.connectivity.kernel_size, self.connectivity.dilation
-        query, key, value = self.source.project(x)
-        bias = self.source.relative_position_bias_table
-        y = kernels.neighborhood_attention(
-            query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, impl=self.impl
-        )
-        return self.output(y.flatten(3))
+        return attend_to_neighborhood(self, x)
+
+
+def attend_in_windows(mixer: Any, x: Tensor) -> Tensor:
+    """The attention of a mixer of windows whose source is a `DotProduct`, and its output projection."""
+    window_size, shift = mixer.connectivity.window_size, mixer.connectivity.shift_at(x.shape[1], x.shape[2])
+    query, key, value = mixer.source.project(x)
+    bias = mixer.source.window_bias(window_size)
+    y = kernels.window_attention(query, key, value, window_size=window_size, shift=shift, bias=bias, impl=mixer.impl)
+    return mixer.output(y.flatten(3))
+
+
+def attend_to_neighborhood(mixer: Any, x: Tensor) -> Tensor:
+    """The same of a mixer that slides."""
+    kernel_size, dilation = mixer.connectivity.kernel_size, mixer.connectivity.dilation
+    query, key, value = mixer.source.project(x)
+    bias = mixer.source.relative_position_bias_table
+    y = kernels.neighborhood_attention(
+        query, key, value, kernel_size=kernel_size, dilation=dilation, bias=bias, impl=mixer.impl
+    )
+    return mixer.output(y.flatten(3))
 
 
 def output_projection(dim: int) -> nn.Linear:

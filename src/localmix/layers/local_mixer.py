@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from localmix import arguments, kernels
 from localmix.axes import Dynamics, Positions
-from localmix.functional.neighborhood import window_slot
-from localmix.layers.attention import output_projection
+from localmix.layers.attention import attend_in_windows, attend_to_neighborhood, output_projection
 from localmix.layers.connectivity import Sliding, Window
 from localmix.layers.convolution import convolve_projected
+from localmix.layers.local_mlp import bias_of_positions
 from localmix.layers.mixer import Mixer
 from localmix.layers.shared_source import (
     Mixture,
@@ -109,10 +109,7 @@ class LocalMixer(Mixer):
     def offset(self, height: int, width: int) -> Tensor | None:
         if self.bias is None or self.bias.ndim == 1:
             return self.bias
-        assert isinstance(self.connectivity, Window)
-        shift = self.connectivity.shift_at(height, width)
-        slot = window_slot(height, width, self.connectivity.window_size, shift=shift, device=self.bias.device)
-        return self.bias[:, slot].permute(1, 2, 0).repeat_interleave(self.dim // self.num_groups, dim=2)
+        return bias_of_positions(self.bias, self.connectivity, self.dim, height, width)
 
 
 def _connectivity(point: Point) -> Sliding | Window:
@@ -162,8 +159,8 @@ def _route(point: Point) -> tuple[str, Callable[[LocalMixer, Tensor], Tensor]]:
         return "local_mlp", _mix_windows_by_products
     if point.weights is Dynamics.DOT_PRODUCT:
         if point.is_sliding:
-            return "neighborhood_attention", _attend_to_neighborhood
-        return "window_attention", _attend_to_window
+            return "neighborhood_attention", attend_to_neighborhood
+        return "window_attention", attend_in_windows
     if point.weights is Dynamics.INHOMOGENEOUS:
         if not point.is_sliding:
             return "local_mlp", _mix_each_window
@@ -253,35 +250,6 @@ def _mix_each_window(mixer: LocalMixer, x: Tensor) -> Tensor:
         shift=mixer.connectivity.shift_at(x.shape[1], x.shape[2]),
         impl=mixer.impl,
     )
-
-
-def _attend_to_neighborhood(mixer: LocalMixer, x: Tensor) -> Tensor:
-    query, key, value = mixer.source.project(x)
-    y = kernels.neighborhood_attention(
-        query,
-        key,
-        value,
-        kernel_size=mixer.connectivity.kernel_size,
-        dilation=mixer.connectivity.dilation,
-        bias=mixer.source.relative_position_bias_table,
-        impl=mixer.impl,
-    )
-    return mixer.output(y.flatten(3))
-
-
-def _attend_to_window(mixer: LocalMixer, x: Tensor) -> Tensor:
-    query, key, value = mixer.source.project(x)
-    window_size = mixer.connectivity.window_size
-    y = kernels.window_attention(
-        query,
-        key,
-        value,
-        window_size=window_size,
-        shift=mixer.connectivity.shift_at(x.shape[1], x.shape[2]),
-        bias=mixer.source.window_bias(window_size),
-        impl=mixer.impl,
-    )
-    return mixer.output(y.flatten(3))
 
 
 def _convolve_by_products(mixer: LocalMixer, x: Tensor) -> Tensor:

@@ -58,9 +58,11 @@ class LocalMLP(Mixer):
         return kernels.local_mlp(x, weight, self.bias, window_size=window_size, shift=shift, impl=self.impl)
 
     def offset(self, height: int, width: int) -> Tensor | None:
-        if self.bias is None:
-            return None
-        shift = self.connectivity.shift_at(height, width)
-        slot = window_slot(height, width, self.connectivity.window_size, shift=shift, device=self.bias.device)
-        per_channel = self.dim // self.bias.shape[0]
-        return self.bias[:, slot].permute(1, 2, 0).repeat_interleave(per_channel, dim=2)
+        return None if self.bias is None else bias_of_positions(self.bias, self.connectivity, self.dim, height, width)
+
+
+def bias_of_positions(bias: Tensor, connectivity: Window, dim: int, height: int, width: int) -> Tensor:
+    """A bias by group and slot, [G, N], at the positions of a map: [H, W, C]."""
+    shift = connectivity.shift_at(height, width)
+    slot = window_slot(height, width, connectivity.window_size, shift=shift, device=bias.device)
+    return bias[:, slot].permute(1, 2, 0).repeat_interleave(dim // bias.shape[0], dim=2)

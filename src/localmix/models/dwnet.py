@@ -78,39 +78,27 @@ class DWNetBlock(nn.Module):
 
 
 def _dwnet(
-    name: str, pretrained: bool, *, kernel_size: Size = 7, pad_to: int = 1, impl: str = "auto", **kwargs: Any
-) -> Hierarchy:
-    def mixer(dim: int, stage: int, index: int) -> nn.Module:
-        return DepthwiseConv(dim, kernel_size=kernel_size, impl=impl)
-
-    return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
-
-
-def _dynamic(
-    name: str, pretrained: bool, *, kernel_size: Size = 7, pad_to: int = 1, impl: str = "auto", **kwargs: Any
-) -> Hierarchy:
-    def mixer(dim: int, stage: int, index: int) -> nn.Module:
-        return HomogeneousDynamicConv(dim, kernel_size=kernel_size, impl=impl)
-
-    return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
-
-
-def _i_dynamic(
     name: str,
     pretrained: bool,
+    layer: Callable[..., nn.Module],
+    /,
     *,
     kernel_size: Size = 7,
-    num_groups: int | None = None,
     pad_to: int = 1,
     impl: str = "auto",
     **kwargs: Any,
 ) -> Hierarchy:
-    groups = NUM_GROUPS[name.rsplit("_", 1)[1]] if num_groups is None else num_groups
+    """The network with that layer, which slides, in every block."""
 
     def mixer(dim: int, stage: int, index: int) -> nn.Module:
-        return InhomogeneousDynamicConv(dim, num_groups=groups, kernel_size=kernel_size, impl=impl)
+        return layer(dim, kernel_size=kernel_size, impl=impl)
 
     return build(name, mixer, partial(DWNetBlock, pad_to=pad_to), pretrained, **kwargs)
+
+
+def _i_dynamic(name: str, pretrained: bool, *, num_groups: int | None = None, **kwargs: Any) -> Hierarchy:
+    groups = NUM_GROUPS[name.rsplit("_", 1)[1]] if num_groups is None else num_groups
+    return _dwnet(name, pretrained, partial(InhomogeneousDynamicConv, num_groups=groups), **kwargs)
 
 
 def _local_mlp(
@@ -149,49 +137,49 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def dwnet_nano(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """DWNet for images of 28 to 64 pixels."""
-    return _dwnet("dwnet_nano", pretrained, **kwargs)
+    return _dwnet("dwnet_nano", pretrained, DepthwiseConv, **kwargs)
 
 
 @register_model
 def dwnet_tiny(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """DWNet-T: 7x7 depth-wise convolution, 24.17M parameters."""
-    return _dwnet("dwnet_tiny", pretrained, **kwargs)
+    return _dwnet("dwnet_tiny", pretrained, DepthwiseConv, **kwargs)
 
 
 @register_model
 def dwnet_small(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """DWNet with the width and depth of Swin-S."""
-    return _dwnet("dwnet_small", pretrained, **kwargs)
+    return _dwnet("dwnet_small", pretrained, DepthwiseConv, **kwargs)
 
 
 @register_model
 def dwnet_base(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """DWNet-B: 7x7 depth-wise convolution, 74.35M parameters."""
-    return _dwnet("dwnet_base", pretrained, **kwargs)
+    return _dwnet("dwnet_base", pretrained, DepthwiseConv, **kwargs)
 
 
 @register_model
 def dynamic_dwnet_nano(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """Dynamic DWNet for images of 28 to 64 pixels."""
-    return _dynamic("dynamic_dwnet_nano", pretrained, **kwargs)
+    return _dwnet("dynamic_dwnet_nano", pretrained, HomogeneousDynamicConv, **kwargs)
 
 
 @register_model
 def dynamic_dwnet_tiny(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """Dynamic DWNet-T: homogeneous dynamic convolution, 51.13M parameters."""
-    return _dynamic("dynamic_dwnet_tiny", pretrained, **kwargs)
+    return _dwnet("dynamic_dwnet_tiny", pretrained, HomogeneousDynamicConv, **kwargs)
 
 
 @register_model
 def dynamic_dwnet_small(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """Dynamic DWNet with the width and depth of Swin-S."""
-    return _dynamic("dynamic_dwnet_small", pretrained, **kwargs)
+    return _dwnet("dynamic_dwnet_small", pretrained, HomogeneousDynamicConv, **kwargs)
 
 
 @register_model
 def dynamic_dwnet_base(pretrained: bool = False, **kwargs: Any) -> Hierarchy:
     """Dynamic DWNet-B: homogeneous dynamic convolution, 161.60M parameters."""
-    return _dynamic("dynamic_dwnet_base", pretrained, **kwargs)
+    return _dwnet("dynamic_dwnet_base", pretrained, HomogeneousDynamicConv, **kwargs)
 
 
 @register_model

@@ -20,7 +20,7 @@ class Cost:
     macs: int
 
 
-def cost(model: nn.Module, image_size: Size, *, in_chans: int | None = None) -> Cost:
+def cost(model: nn.Module, img_size: Size, *, in_chans: int | None = None) -> Cost:
     """Counts the parameters of `model` and its multiply-adds for one image.
 
     Counted are convolutions, linear layers and mixers (dot products, and the weighted sums of the one equation over
@@ -30,19 +30,19 @@ def cost(model: nn.Module, image_size: Size, *, in_chans: int | None = None) -> 
 
     Args:
         model: a network [B, in_chans, H, W] -> anything; it is left as it is.
-        image_size: H, W [pixels]; an int counts for both.
+        img_size: H, W [pixels]; an int counts for both.
         in_chans: channels of the image; those of the model if not given, or 3.
 
     >>> from localmix.models import create_model
     >>> cost(create_model("dwnet_tiny"), 224)
     Cost(parameters=24172744, macs=3726862848)
     """
-    return cost_by_module(model, image_size, in_chans=in_chans)[""]
+    return cost_by_module(model, img_size, in_chans=in_chans)[""]
 
 
-def cost_by_module(model: nn.Module, image_size: Size, *, in_chans: int | None = None) -> dict[str, Cost]:
+def cost_by_module(model: nn.Module, img_size: Size, *, in_chans: int | None = None) -> dict[str, Cost]:
     """`cost` of each submodule by its name, as `named_modules` has it; "" is the whole."""
-    height, width = arguments.pair("image_size", image_size)
+    height, width = arguments.pair("img_size", img_size)
     channels = getattr(model, "in_chans", 3) if in_chans is None else in_chans
     state = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     image = torch.empty(1, channels, height, width, device="meta")

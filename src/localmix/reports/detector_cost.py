@@ -48,7 +48,7 @@ class DetectorParts(nn.Module):
 
 
 def detector_cost(
-    detector: CascadeMaskRCNN, image_size: Size = IMAGE_SIZE, *, num_boxes: int = 1000, num_masks: int = 100
+    detector: CascadeMaskRCNN, img_size: Size = IMAGE_SIZE, *, num_boxes: int = 1000, num_masks: int = 100
 ) -> Cost:
     """Parameters and multiply-adds of a detector for one image, as `cost` counts them.
 
@@ -62,4 +62,4 @@ def detector_cost(
     >>> round(detector_cost(detector).macs / 1e9)
     725
     """
-    return cost(DetectorParts(detector, in_test=(num_boxes, num_masks)), image_size)
+    return cost(DetectorParts(detector, in_test=(num_boxes, num_masks)), img_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor
 
 from localmix import kernels
 from localmix.axes import MIXERS, MixerRow
-from localmix.layers import Mixer
+from localmix.layers import LocalMixer, Mixer
 from localmix.models import NAMES, Hierarchy
 from localmix.models.local_mixer import DEFAULT_MIXER
+from localmix.point import Point
+from localmix.reports.ablation.studies import Net
 from localmix.reports.cost import cost_by_module
 
 
 def explain(name: str) -> str:
-    """Text on a mixer (by the name of its function or layer) or on a network of localmix.
+    """Text on a mixer or on a network of localmix.
 
-    A mixer is shown in the stages of its tiny network.
+    A mixer is named by its function, its layer, or as a point of the space, also with what `localmix ablate` puts
+    around it ("swin/sliding7/..."). It is shown in the stages of its tiny network.
 
     Raises:
         ValueError: neither a mixer nor a network; the nearest names are shown.
@@ -27,6 +31,9 @@ def explain(name: str) -> str:
     >>> print(explain("local_mlp").splitlines()[0])
     local MLP: local_mlp, LocalMLP, networks localmlp_*
     """
+    if "/" in name:
+        net = Net.parse(name)
+        return f"{_axes_of_point(net.point)}\n\n{_stages('localmixer_tiny', **net.arguments)}"
     row = next((row for row in MIXERS.values() if name in (row.function, row.layer)), None)
     network = name
     if row is not None:
@@ -50,15 +57,36 @@ def _axes(row: MixerRow) -> str:
         "shared over channels": row.sharing_channels.value,
         "weights come from": row.dynamics.value,
         "weight": f"{row.weight} in y[b,p,c] = sum_k weight[b,p,g(c),k] x[b,N(p,k),c]",
-        "kernel used here": kernels.choose(row.function),
+        "implementation here": kernels.choose(row.function),
     }
-    width = max(map(len, facts))
-    return "\n".join([*lines, *(f"  {fact:{width}}  {value}" for fact, value in facts.items())])
+    return "\n".join([*lines, *_aligned(facts)])
 
 
-def _stages(network: str) -> str:
+def _axes_of_point(point: Point) -> str:
+    groups = point.num_groups if isinstance(point.num_groups, tuple) else (point.num_groups or 0,)
     with torch.device("meta"):
-        model = timm.create_model(network)
+        operator = LocalMixer(max(1, groups[0]), point.in_block(0, 0)).operator
+    sharing = f"within groups, {', '.join(map(str, groups))} of them" if groups != (0,) else "none"
+    weights = point.weights.value.removeprefix("softmax of ") if point.free else point.weights.value
+    facts = {
+        "connectivity": f"{point.connectivity.value}, {' x '.join(map(str, point.size))}",
+        "shared over positions": point.positions.value,
+        "shared over channels": "all" if groups == (1,) else sharing,
+        "weights come from": f"{weights}{', normalised by a softmax' if point.softmax else ''}",
+        "operator": operator,
+        "implementation here": kernels.choose(operator),
+    }
+    return "\n".join([f"{point.name}: LocalMixer, networks localmixer_*", "", *_aligned(facts)])
+
+
+def _aligned(facts: dict[str, str]) -> list[str]:
+    width = max(map(len, facts))
+    return [f"  {fact:{width}}  {value}" for fact, value in facts.items()]
+
+
+def _stages(network: str, **options: Any) -> str:
+    with torch.device("meta"):
+        model = timm.create_model(network, **options)
     assert isinstance(model, Hierarchy)
     model.eval()  # a batch norm behind a global pool has one value per image
     size = model.pretrained_cfg["input_size"][1:]

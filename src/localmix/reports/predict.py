@@ -30,6 +30,9 @@ class Classifier:
 
     def __init__(self, model: Path, *, weights: str | None = None, device: str = "auto") -> None:
         self.device = known_device(device)
+        if not Path(model).exists() and ":" not in str(model):  # a name alone has no weights
+            expected = "model: expected a checkpoint, the folder of a run or a published folder, found nothing"
+            raise FileNotFoundError(2, expected, str(model))
         trained = load_trained(model, weights=weights)
         self.net, self.view = trained.net.to(self.device), trained.view
         self.classes = trained.classes or [str(output) for output in range(trained.num_classes)]

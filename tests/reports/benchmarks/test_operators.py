@@ -214,6 +214,29 @@ def test_taps_outside_of_the_map_are_not_counted(name, connections):
     assert this.products == 3 * 64 * connections
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_of_another_size_pass_the_gate(name):
+    this = small(name, (10, 5), kernel_size=5)
+    for contender in (*contenders.own(this), *peers(this)):
+        if not contender.missing and not contender.name.endswith("compiled"):
+            for direction in DIRECTIONS:
+                assert refusal(Call(contender, this), direction) is None, (contender.name, direction)
+
+
+def test_work_of_a_kernel_of_another_size():
+    work = problem("depthwise_convolution", (1, 1, 32), batch=2, kernel_size=3).work("forward")
+    assert work == Work(4 * (2 * 32 + 32 * 9 + 32 + 2 * 32), 0, 2 * 32)
+    this = problem("inhomogeneous_convolution", (4, 5, 32), batch=3, kernel_size=3)
+    assert this.products == 3 * 32 * (3 * 4 - 2) * (3 * 5 - 2)
+    assert cases([SHIFTED], [STAGES[4]], 3) == [(SHIFTED, STAGES[4])]
+
+
+def test_the_size_of_the_kernel_is_told(quickly_measured):
+    results = bench_operators(ops=["local_mlp"], impls=["aten"], direction=["forward"], **{**SMALL, "kernel_size": 3})
+    assert results["settings"]["kernel_size"] == 3
+    assert [row["group"] for row in results["rows"]] == ["local_mlp 2 x 8 x 9 x 32 float32, 3 x 3, forward"]
+
+
 def test_floor_of_known_numbers():
     rates = Limits(bytes_per_second=100.0, matrix_macs_per_second=1000.0, vector_macs_per_second=10.0)
     assert rates.floor(Work(200)) == (2.0, "memory")
@@ -284,6 +307,7 @@ def test_number_of_threads_is_as_before(monkeypatch):
         ({"shape": (7, 0, 32)}, "shape: expected an int of at least 1, got 0"),
         ({"shape": (7, 7)}, r"shape: expected H, W, C, got \[7, 7\]"),
         ({"batch": 0}, "batch: expected an int of at least 1, got 0"),
+        ({"kernel_size": 4}, "kernel_size: expected an odd int of at least 3, got 4"),
         ({"dtype": "float64"}, "dtype: expected one of 'float32', .*, got 'float64'"),
         ({"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
         ({"direction": ["sideways"]}, "direction: expected one of 'forward', 'backward', got 'sideways'"),

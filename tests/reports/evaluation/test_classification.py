@@ -173,6 +173,14 @@ def test_grey_net_on_the_embedded_images(grey, few_images):
     assert results["model"]["step"] == 7
 
 
+def test_embedded_images_that_nobody_asked_for_are_announced(few_images, tmp_path, capsys):
+    """A published folder does not know its images: without a word, classes that do not fit would be a riddle."""
+    weights(tmp_path / "net.safetensors", "dwnet_nano", num_classes=3)
+    with pytest.raises(ValueError, match="classes"):
+        evaluate("dwnet_nano", checkpoint=tmp_path / "net.safetensors", img_size=16, **PLAIN)
+    assert "is shown the embedded images; --data names others" in " ".join(capsys.readouterr().err.split())
+
+
 def test_grey_net_on_files_in_colour_and_colour_net_on_grey_images(grey, garments, few_images, tmp_path):
     root = garments(tmp_path / "files", {"Bag": 2, "Coat": 2})
     assert evaluate(grey[0], data=str(root), split="test", **PLAIN)["view"]["channels"] == 1

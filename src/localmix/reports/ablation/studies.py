@@ -1,4 +1,4 @@
-"""What is compared in an ablation: networks that differ in one thing, and the studies of the paper."""
+"""What is compared in an ablation: networks that differ in one thing, and the studies that have names."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ STUDIES: dict[str, Study] = {
         ),
     )
 }
-"""Those of the paper, by name."""
+"""What the paper ablates, and beside it normalisation, norms and connectivity; by name."""
 
 
 def listing() -> str:

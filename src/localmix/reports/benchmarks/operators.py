@@ -18,7 +18,17 @@ from localmix.reports.benchmarks.gate import Call, reason, refusal
 from localmix.reports.benchmarks.graph import Replay, stream_of_graphs
 from localmix.reports.benchmarks.limits import measure
 from localmix.reports.benchmarks.peers import PEERS, peers
-from localmix.reports.benchmarks.problems import DIRECTIONS, HEAD_DIM, NAMES, STAGES, Problem, Shape, cases, problem
+from localmix.reports.benchmarks.problems import (
+    DIRECTIONS,
+    HEAD_DIM,
+    KERNEL,
+    NAMES,
+    STAGES,
+    Problem,
+    Shape,
+    cases,
+    problem,
+)
 from localmix.reports.benchmarks.report import Report
 from localmix.reports.benchmarks.rows import DTYPES, Entry, known, known_device, threads_of_cpu, timed_rows, turns
 from localmix.reports.benchmarks.timing import peak_bytes
@@ -38,6 +48,7 @@ def bench_operators(
     device: str = "auto",
     direction: Sequence[str] = DIRECTIONS,
     impls: Sequence[str] | None = None,
+    kernel_size: int = KERNEL,
     bias: bool = True,
     graph: bool = False,
     rounds: int = 7,
@@ -57,6 +68,7 @@ def bench_operators(
         direction: "forward", "backward" or both.
         impls: implementations of `localmix.kernels` and names in `localmix.reports.benchmarks.peers.PEERS`; by
             default all but the definition.
+        kernel_size: taps along each axis of a kernel, and the side of a window; odd, as many peers know no other.
         bias: whether attention adds its bias. FlashAttention and NATTEN have none, and take part only without.
         graph: on a GPU, whether each pass is captured in a CUDA graph, whose replay is timed: the kernels without the
             time of starting them from Python. A contender that cannot be captured is refused.
@@ -76,6 +88,8 @@ def bench_operators(
     shapes = _shapes(stages, shape)
     directions = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
     chosen = _implementations(impls)
+    if positive("kernel_size", kernel_size) < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected an odd int of at least 3, got {kernel_size}")
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
     if graph and device != "cuda":
         raise ValueError(f"graph: expected device 'cuda', since only a GPU replays CUDA graphs, got {device!r}")
@@ -85,11 +99,18 @@ def bench_operators(
         output_folder(output)
     with threads_of_cpu(threads), functorch.patch(donated_buffer=False):  # a graph that was kept has none to give away
         limits = measure(device, kind)
-        settings = {"batch": batch, "dtype": dtype, "bias": bias, "graph": graph, **timing}
+        settings = {
+            "batch": batch,
+            "kernel_size": kernel_size,
+            "dtype": dtype,
+            "bias": bias,
+            "graph": graph,
+            **timing,
+        }
         stream = stream_of_graphs() if graph else nullcontext()
         with Report("operators", settings, device, limits, output) as report, stream:
-            for name, size in report.track(cases(names, shapes)):
-                this = problem(name, size, batch=batch, dtype=kind, device=device, bias=bias)
+            for name, size in report.track(cases(names, shapes, kernel_size)):
+                this = problem(name, size, batch=batch, kernel_size=kernel_size, dtype=kind, device=device, bias=bias)
                 contenders = [c for c in (*own(this), *peers(this)) if c.name in chosen]
                 report.leave_out({f"{c.name} of {name}": c.missing for c in contenders if c.missing})
                 for way in directions:
@@ -103,8 +124,9 @@ def bench_operators(
 def _entry(contender: Contender, this: Problem, direction: str, graph: bool) -> Entry:
     call = Call(contender, this)
     dtype = str(this.dtype).removeprefix("torch.")
+    size = "" if this.kernel_size == KERNEL else f", {this.kernel_size} x {this.kernel_size}"
     facts = {
-        "group": f"{this.name} {' x '.join(map(str, this.shape))} {dtype}, {direction}",
+        "group": f"{this.name} {' x '.join(map(str, this.shape))} {dtype}{size}, {direction}",
         "name": this.name,
         "shape": list(this.shape),
         "dtype": dtype,

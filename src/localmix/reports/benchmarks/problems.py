@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 STAGES: dict[int, Shape] = {1: (56, 56, 96), 2: (28, 28, 192), 3: (14, 14, 384), 4: (7, 7, 768)}
 """H, W, C of the maps of the tiny networks at 224 pixels."""
 KERNEL = 7
-"""Taps along each axis, and the side of a window."""
+"""Taps along each axis, and the side of a window, in the networks."""
 NUM_GROUPS = 32
 """Groups of the inhomogeneous convolutions."""
 HEAD_DIM = 32
@@ -36,7 +36,7 @@ class Problem:
     """One operator with one set of tensors.
 
     `name` is that of the operator, or `SHIFTED`; `shape` is B, H, W, C. `batched` names the tensors that have an entry
-    for each image. `gradient` is that of the output.
+    for each image. `kernel_size` is the side of the kernel or window. `gradient` is that of the output.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Problem:
     tensors: Tensors
     options: dict[str, Any]
     batched: tuple[str, ...]
+    kernel_size: int
     gradient: Tensor
 
     @property
@@ -76,7 +77,7 @@ class Problem:
     def products(self) -> int:
         """Multiply-adds of the one equation: one for each connection and channel."""
         batch, height, width, channels = self.shape
-        size = (height, width, KERNEL)
+        size = (height, width, self.kernel_size)
         if self.operator in ("window_attention", "local_mlp"):
             neighborhood = functional.window(*size, shift=self.options["shift"])
         else:
@@ -105,18 +106,25 @@ class Problem:
 
 
 def problem(
-    name: str, shape: Shape, *, batch: int, dtype: torch.dtype = torch.float32, device: str = "cpu", bias: bool = True
+    name: str,
+    shape: Shape,
+    *,
+    batch: int,
+    kernel_size: int = KERNEL,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    bias: bool = True,
 ) -> Problem:
     """The operator `name` (or `SHIFTED`) on maps [batch, *shape], with random tensors.
 
     `bias` gives attention its bias; the other operators have theirs always.
     """
     operator = "window_attention" if name == SHIFTED else name
-    sizes, options, batched = _SIZES[operator](batch, *shape)
+    sizes, options, batched = _SIZES[operator](batch, *shape, kernel_size)
     if operator.endswith("attention") and not bias:
         del sizes["bias"]
     if name == SHIFTED:
-        options["shift"] = KERNEL // 2
+        options["shift"] = kernel_size // 2
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(size: tuple[int, ...]) -> Tensor:
@@ -124,54 +132,54 @@ def problem(
 
     tensors = {name: draw(size) for name, size in sizes.items()}
     output = next(iter(sizes.values()))
-    return Problem(name, operator, (batch, *shape), tensors, options, batched, draw(output))
+    return Problem(name, operator, (batch, *shape), tensors, options, batched, kernel_size, draw(output))
 
 
-def cases(names: Sequence[str], shapes: Sequence[Shape]) -> list[tuple[str, Shape]]:
+def cases(names: Sequence[str], shapes: Sequence[Shape], kernel_size: int = KERNEL) -> list[tuple[str, Shape]]:
     """Each of those with each shape; windows are shifted only where there is more than one."""
-    return [(name, shape) for name in names for shape in shapes if name != SHIFTED or max(shape[:2]) > KERNEL]
+    return [(name, shape) for name in names for shape in shapes if name != SHIFTED or max(shape[:2]) > kernel_size]
 
 
 Sizes = tuple[dict[str, tuple[int, ...]], dict[str, Any], tuple[str, ...]]
 
 
-def _depthwise(batch: int, height: int, width: int, channels: int) -> Sizes:
-    sizes = {"x": (batch, height, width, channels), "weight": (channels, KERNEL, KERNEL), "bias": (channels,)}
+def _depthwise(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    sizes = {"x": (batch, height, width, channels), "weight": (channels, kernel, kernel), "bias": (channels,)}
     return sizes, {}, ("x",)
 
 
-def _homogeneous(batch: int, height: int, width: int, channels: int) -> Sizes:
-    sizes = {"x": (batch, height, width, channels), "weight": (batch, channels, KERNEL, KERNEL), "bias": (channels,)}
+def _homogeneous(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    sizes = {"x": (batch, height, width, channels), "weight": (batch, channels, kernel, kernel), "bias": (channels,)}
     return sizes, {}, ("x", "weight")
 
 
-def _inhomogeneous(batch: int, height: int, width: int, channels: int) -> Sizes:
+def _inhomogeneous(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
     x = (batch, height, width, channels)
-    return {"x": x, "weight": (*x[:3], NUM_GROUPS, KERNEL**2)}, {"kernel_size": KERNEL}, ("x", "weight")
+    return {"x": x, "weight": (*x[:3], NUM_GROUPS, kernel**2)}, {"kernel_size": kernel}, ("x", "weight")
 
 
-def _projected(batch: int, height: int, width: int, channels: int) -> Sizes:
-    x, rows, hidden = (batch, height, width, channels), NUM_GROUPS * KERNEL**2, channels // REDUCTION
+def _projected(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    x, rows, hidden = (batch, height, width, channels), NUM_GROUPS * kernel**2, channels // REDUCTION
     sizes = {"x": x, "hidden": (*x[:3], hidden), "projection": (rows, hidden), "projection_bias": (rows,)}
-    return sizes, {"kernel_size": KERNEL, "num_groups": NUM_GROUPS}, ("x", "hidden")
+    return sizes, {"kernel_size": kernel, "num_groups": NUM_GROUPS}, ("x", "hidden")
 
 
-def _window_attention(batch: int, height: int, width: int, channels: int) -> Sizes:
-    qkv, slots = (batch, height, width, channels // HEAD_DIM, HEAD_DIM), KERNEL**2
+def _window_attention(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    qkv, slots = (batch, height, width, channels // HEAD_DIM, HEAD_DIM), kernel**2
     sizes = {"query": qkv, "key": qkv, "value": qkv, "bias": (qkv[3], slots, slots)}
-    return sizes, {"window_size": KERNEL, "shift": 0}, ("query", "key", "value")
+    return sizes, {"window_size": kernel, "shift": 0}, ("query", "key", "value")
 
 
-def _neighborhood_attention(batch: int, height: int, width: int, channels: int) -> Sizes:
-    qkv, distances = (batch, height, width, channels // HEAD_DIM, HEAD_DIM), 2 * KERNEL - 1
+def _neighborhood_attention(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    qkv, distances = (batch, height, width, channels // HEAD_DIM, HEAD_DIM), 2 * kernel - 1
     sizes = {"query": qkv, "key": qkv, "value": qkv, "bias": (qkv[3], distances, distances)}
-    return sizes, {"kernel_size": KERNEL}, ("query", "key", "value")
+    return sizes, {"kernel_size": kernel}, ("query", "key", "value")
 
 
-def _local_mlp(batch: int, height: int, width: int, channels: int) -> Sizes:
-    groups, slots = channels // HEAD_DIM, KERNEL**2
+def _local_mlp(batch: int, height: int, width: int, channels: int, kernel: int) -> Sizes:
+    groups, slots = channels // HEAD_DIM, kernel**2
     sizes = {"x": (batch, height, width, channels), "weight": (groups, slots, slots), "bias": (groups, slots)}
-    return sizes, {"window_size": KERNEL, "shift": 0}, ("x",)
+    return sizes, {"window_size": kernel, "shift": 0}, ("x",)
 
 
 _SIZES = {

@@ -105,6 +105,10 @@ def evaluate(
         data, folder = trained.data
         data_root = data_root or folder
     with Display() as display:
+        if data is None:
+            display.say(
+                "nothing says what the network was trained on: it is shown the embedded images; --data names others"
+            )
         images = load_split(data or EMBEDDED, split, data_root=data_root, download=download, announce=display.say)
         outputs, names = matched(images, trained.classes, trained.num_classes, display.say)
         whole = among == "net"

@@ -118,6 +118,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
 """What numbers other settings may be; a task has some of them."""
 
 
+FIRST_OF_GROUP = {"model": "model.name", "data": "data.root"}
+"""What is perhaps meant where a group of settings is given a value, as other commands have it."""
+
+
 def parse(arguments: Sequence[str]) -> tuple[Namespace, str]:
     """The settings, and the same as a YAML file with comments.
 
@@ -240,10 +244,22 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     if wrong and kinds:
         return f"{wrong[1]}: expected {' or '.join(kinds).replace('NoneType', 'null')}, got {wrong[3]!r}"
     known = [name for name in dict(parser.get_defaults().items()) if name != "config"]
+    whole_group = re.match(r'Parser key "(\w+)": Unable to load config (.*?) - ', message)
+    if whole_group:
+        meant = FIRST_OF_GROUP.get(whole_group[1], f"{whole_group[1]}.*")
+        return f"{whole_group[1]}: expected a file of settings, got {whole_group[2]}; did you mean {meant}?"
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.]+)", message)
-    nearest = [near for name in unknown if name not in known for near in get_close_matches(name, known, n=1)]
+    unknown = [f"{group[1]}.{group[2]}"] if group else re.findall(r"(?:--|[Kk]ey '|[Oo]ption ')([\w.-]+)", message)
+    nearest = [near for name in unknown if name not in known for near in _nearest(name, known)]
     return f"{message}; did you mean {nearest[0]}?" if nearest else message
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """The name that is like it, or one that ends so: "--batch-size" and "--epochs" are options of other commands."""
+    name = name.replace("-", "_")
+    by_end = {full.rpartition(".")[2]: full for full in reversed(known)}
+    ends = get_close_matches(name.rpartition(".")[2], by_end, n=1, cutoff=0.75)
+    return get_close_matches(name, known, n=1) or [by_end[end] for end in ends]
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

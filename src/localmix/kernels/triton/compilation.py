@@ -52,9 +52,14 @@ def is_noted(key: Any, kernel: Any, programs: int, arguments: Sequence[Any], opt
     compilations = _noted.get()
     if compilations is None:
         return False
-    pointers = [_Pointer(v) if isinstance(v, Tensor) else v for v in arguments]
-    compilations[key] = _Compilation(kernel, programs, pointers, options, arguments[0].get_device())
+    compilations[key] = noted(kernel, programs, arguments, options)
     return True
+
+
+def noted(kernel: Any, programs: int, arguments: Sequence[Any], options: dict[str, Any]) -> _Compilation:
+    """What compiles a launch, whose first argument is a tensor; it keeps no tensor alive."""
+    pointers = [_Pointer(v) if isinstance(v, Tensor) else v for v in arguments]
+    return _Compilation(kernel, programs, pointers, options, arguments[0].get_device())
 
 
 def compile_together(calls: Sequence[Callable[[], Any]]) -> int:

@@ -170,10 +170,7 @@ def launch(
         if run is not None:
             run(*inputs, *strides, *constants)
             return run
-        # fused multiply-adds are named because Triton is about to change its default
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        if registers is not None and not torch.version.hip:
-            options["maxnreg"] = registers
+        options = options_of(warps, stages, registers)
         arguments = (*inputs, *strides, *constants)
         if is_noted(key, kernel, programs, arguments, options):
             return None
@@ -183,6 +180,15 @@ def launch(
     run = compiled[(programs, 1, 1)]
     _keep(_compiled, key, run)
     return run
+
+
+def options_of(warps: int, stages: int, registers: int | None) -> dict[str, Any]:
+    """All that Triton's compiler is asked for beside the arguments of a kernel."""
+    # fused multiply-adds are named because Triton is about to change its default
+    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if registers is not None and not torch.version.hip:
+        options["maxnreg"] = registers
+    return options
 
 
 def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor) -> Tile:

@@ -22,7 +22,7 @@ CALLS = {
 """What tells the calls of the parts apart."""
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
-    *"import NAMES"*) echo mixing unmixing; exit ;;
+    *"import NAMES"*) printf 'mixing unmixing mixing_shifted\nmixing unmixing\n'; exit ;;
     *"torch.cuda.is_available()"*) exit ;;
 esac
 arguments="$*"
@@ -79,8 +79,10 @@ def test_the_warm_up_has_a_process_for_each_operator_and_stage_and_keeps_no_tile
     check()
     lines = calls(tmp_path).splitlines()
     for stage in range(1, 5):
-        for name in ("mixing", "unmixing"):
+        for name in ("mixing", "unmixing", "mixing_shifted"):
             assert sum(f"--ops {name} --stages {stage} " in line for line in lines) == 1
+    # a benchmark of an operator in another form has no tests, and pytest fails where it finds none
+    assert not any("-k mixing_shifted" in line for line in lines)
     # names of operators are parts of others
     assert any("-k mixing and not unmixing" in line for line in lines)
     timed = [line for line in lines if "--output" in line]

@@ -94,11 +94,17 @@ part() {
 # Commands that have everything compiled, a process for each operator and stage. They share the GPU, so what they measure
 # of tiles is worth nothing: it goes to a folder of its own, and what is compiled to the caches of Triton and PyTorch.
 warm_up_commands() {
-    local names name other selected stage
-    names=$("$python" -c 'from localmix.reports.benchmarks.problems import NAMES; print(*NAMES)')
-    for name in $names; do
+    local names tested name other selected stage
+    {
+        read -r names
+        read -r tested
+    } < <("$python" -c 'from localmix.reports.benchmarks.problems import NAMES
+from localmix.kernels import OPERATORS
+print(*NAMES)
+print(*OPERATORS)')
+    for name in $tested; do
         selected=$name
-        for other in $names; do
+        for other in $tested; do
             if [[ $other != "$name" && $other == *"$name"* ]]; then selected+=" and not $other"; fi
         done
         printf '%q ' "${run_tests[@]}" -q -k "$selected" tests/kernels/test_gpu.py && printf '\0'

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from localmix.kernels import triton
 if triton.MISSING:
     pytest.skip(triton.MISSING, allow_module_level=True)
 
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from localmix.kernels.triton import compilation, tuning
 
@@ -177,23 +178,38 @@ def test_a_candidate_that_does_not_fit_the_gpu_is_left_out(kernel):
     assert [grid for grid, *_ in kernel.launched] == [(1,), (4,)]
 
 
-def test_another_error_of_a_compilation_comes_from_the_launch(kernel):
-    kernel.fails = {4: ValueError("no such layout")}
+@pytest.mark.parametrize("error", [PTXASError("register allocation failed"), RuntimeError("PassManager::run failed")])
+def test_a_candidate_that_does_not_compile_is_left_out(kernel, caplog, error):
+    kernel.fails = {2: error}
+    assert choose(kernel) == (1, 4)
+    assert [grid for grid, *_ in kernel.launched] == [(1,), (4,)]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f"a candidate for a tile is left out: {type(error).__name__}: {error}"]
+
+
+def test_where_no_candidate_compiles_the_launch_says_why_and_none_is_remembered(kernel, tmp_path):
+    kernel.fails = dict.fromkeys((1, 2, 4), ValueError("no such layout"))
+    tile = choose(kernel)
+    assert tile == (1, 4)
     with pytest.raises(ValueError, match="no such layout"):
-        choose(kernel)
-    # the next launch is one again
-    run_tile(kernel, 8, 4)
-    assert kernel.launched[-1][0] == (8,)
+        run_tile(kernel, *tile)
+    assert not list(tmp_path.iterdir())
+    # what was short for a moment is there again
+    kernel.fails = {}
+    for memory in (tuning._chosen, tuning._remembered):
+        assert not memory
+    assert choose(kernel) == (2, 4)
 
 
 def test_an_error_of_a_candidate_itself_leaves_no_launch_out(kernel):
     def run(kernel, rows, warps):
         run_tile(kernel, rows, warps)
-        raise MemoryError
+        if rows == 2:
+            raise MemoryError
 
-    with pytest.raises(MemoryError):
-        choose(kernel, run=run)
-    assert not kernel.launched
+    assert choose(kernel, run=run) == (1, 4)
+    assert kernel.programs() == [1, 2, 4]
+    # the next launch is one again
     run_tile(kernel, 8, 4)
     assert kernel.launched[-1][0] == (8,)
 

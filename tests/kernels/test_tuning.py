@@ -5,6 +5,8 @@ import gc
 import json
 import logging
 import math
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -322,6 +324,29 @@ def test_plans_are_made_for_all_that_they_are_made_of(plan, settings):
     for case in cases:
         call(**case)
     assert len(plan.made) == len(cases)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
+        ('torch.set_float32_matmul_precision("high")', "tf32"),
+        ('torch.backends.cuda.matmul.fp32_precision = "tf32"', "tf32"),
+        ('torch.backends.fp32_precision = "tf32"', "tf32"),
+        ('torch.backends.cuda.matmul.fp32_precision = "ieee"', "ieee"),
+        ("pass", "ieee"),
+    ],
+)
+def test_float32_is_rounded_as_it_is_asked_for_in_any_way(setting, expected):
+    """In a process of its own: one way raises what another has set."""
+    script = f"""
+import torch
+from localmix.kernels.triton import tuning
+{setting}
+x = torch.ones(1)
+assert (tuning.dot_precision(x), tuning.dot_precision(x.half())) == ("{expected}", "ieee")
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
 
 def test_the_tile_of_a_captured_graph_is_not_kept(plan, kernel, monkeypatch):

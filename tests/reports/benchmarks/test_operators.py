@@ -280,7 +280,29 @@ def test_interrupted_benchmark_saves_what_it_has(number, monkeypatch, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"results.json", "table.md", "figure.png"}
 
 
-def test_failed_benchmark_writes_nothing(monkeypatch, tmp_path):
+def test_rows_are_kept_whatever_ends_the_process(monkeypatch, tmp_path):
+    """They are written before the next group: a GPU that does not answer ends by SIGKILL, or in errors without end."""
+    whole = rows.timed_rows
+    found = []
+
+    def fails(*args, **options):
+        if (tmp_path / "run").exists():
+            found.append(strict((tmp_path / "run" / "results.json").read_text()))
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(operators, "timed_rows", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench_operators(ops=["local_mlp"], impls=["aten"], output=tmp_path / "run", **SMALL)
+    found.append(strict((tmp_path / "run" / "results.json").read_text()))
+    for results in found:
+        assert not results["is_complete"]
+        assert [row["direction"] for row in results["rows"]] == ["forward"]
+    assert len(found) == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"results.json", "table.md", "figure.png"}
+
+
+def test_benchmark_that_failed_before_its_first_row_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(operators, "timed_rows", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench_operators(ops=["local_mlp"], impls=["aten"], output=tmp_path / "run", **SMALL)

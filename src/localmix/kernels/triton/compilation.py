@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -51,16 +52,22 @@ def is_noted(key: Any, kernel: Any, programs: int, arguments: Sequence[Any], opt
     compilations = _noted.get()
     if compilations is None:
         return False
-    pointers = [_Pointer(v) if isinstance(v, Tensor) else v for v in arguments]
-    compilations[key] = _Compilation(kernel, programs, pointers, options, arguments[0].get_device())
+    compilations[key] = noted(kernel, programs, arguments, options)
     return True
+
+
+def noted(kernel: Any, programs: int, arguments: Sequence[Any], options: dict[str, Any]) -> _Compilation:
+    """What compiles a launch, whose first argument is a tensor; it keeps no tensor alive."""
+    pointers = [_Pointer(v) if isinstance(v, Tensor) else v for v in arguments]
+    return _Compilation(kernel, programs, pointers, options, arguments[0].get_device())
 
 
 def compile_together(calls: Sequence[Callable[[], Any]]) -> int:
     """Compiles all that these calls launch for the first time, and gives how many kernels these are.
 
-    The calls are made, but for those launches: what they write is of no use. What does not compile is left to the
-    launch, which fails in the same way. Nothing is done where it is of no use: on one core, or for one kernel.
+    The calls are made, but for those launches: what they write is of no use. A call that fails, and what does not
+    compile, is left to the launch, which fails in the same way. Nothing is done where it is of no use: on one core, or
+    for one kernel.
     """
     # an AMD kernel is compiled for the size of the memory too
     threads = 1 if torch.version.hip else min(_MOST_THREADS, _cores())
@@ -70,7 +77,8 @@ def compile_together(calls: Sequence[Callable[[], Any]]) -> int:
     token = _noted.set(compilations)
     try:
         for call in calls:
-            call()
+            with suppress(Exception):  # it comes again where the candidate is timed
+                call()
     finally:
         _noted.reset(token)
     if len(compilations) < 2:

@@ -170,10 +170,7 @@ def launch(
         if run is not None:
             run(*inputs, *strides, *constants)
             return run
-        # fused multiply-adds are named because Triton is about to change its default
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        if registers is not None and not torch.version.hip:
-            options["maxnreg"] = registers
+        options = options_of(warps, stages, registers)
         arguments = (*inputs, *strides, *constants)
         if is_noted(key, kernel, programs, arguments, options):
             return None
@@ -183,6 +180,15 @@ def launch(
     run = compiled[(programs, 1, 1)]
     _keep(_compiled, key, run)
     return run
+
+
+def options_of(warps: int, stages: int, registers: int | None) -> dict[str, Any]:
+    """All that Triton's compiler is asked for beside the arguments of a kernel."""
+    # fused multiply-adds are named because Triton is about to change its default
+    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if registers is not None and not torch.version.hip:
+        options["maxnreg"] = registers
+    return options
 
 
 def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor) -> Tile:
@@ -196,31 +202,34 @@ def choose(name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run:
     exactly = (name, *_plain(problem), x.dtype, x.device)
     tile = _chosen.get(exactly)
     if tile is None or tile not in candidates:
-        tile = _choose(name, problem, candidates, run, x)
-        if not torch.cuda.is_current_stream_capturing():
-            _keep(_chosen, exactly, tile)
+        tile = _fastest(name, problem, candidates, run, x)
+        if tile is None:
+            return candidates[0]
+        _keep(_chosen, exactly, tile)
     return tile
 
 
-def _choose(
+def _fastest(
     name: str, problem: tuple[Any, ...], candidates: Sequence[Tile], run: Callable[..., Any], x: Tensor
-) -> Tile:
+) -> Tile | None:
+    """None while a CUDA graph is captured, and where no candidate runs: the launch of the first one will say why."""
     key = (name, *_rounded(problem), x.dtype, x.device)
     if key not in _remembered:
         # in the file, what tells GPUs and compilers apart too
         entry = json.dumps([str(part) for part in (*key[:-1], _device_name(x), torch.__version__, triton.__version__)])
-        read = _read().get(entry)
-        if read in candidates:
-            _remembered[key] = read
-        elif torch.cuda.is_current_stream_capturing():
-            return candidates[0]
-        else:
+        tile = _read().get(entry)
+        if tile not in candidates:
+            if torch.cuda.is_current_stream_capturing():
+                return None
             with torch.cuda.device_of(x):
                 milliseconds = _measure(candidates, run)
-            tile = _remembered[key] = min(milliseconds, key=milliseconds.__getitem__)
-            _write(entry, tile)
+            tile = min(milliseconds, key=milliseconds.__getitem__)
             times = ", ".join(f"{tile} {ms:.4f}" for tile, ms in milliseconds.items())
             _log.debug("%s %s %s takes %s, of [ms]: %s", name, _plain(problem), x.dtype, tile, times)
+            if math.isinf(milliseconds[tile]):
+                return None
+            _write(entry, tile)
+        _remembered[key] = tile
     return _remembered[key]
 
 
@@ -263,8 +272,11 @@ def dot_dtype(x: Tensor) -> tl.dtype:
 
 
 def dot_precision(x: Tensor) -> str:
-    """How a matrix unit may round float32, as `torch.backends.cuda.matmul.allow_tf32` has it."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How a matrix unit may round float32, as `torch.backends.cuda.matmul.fp32_precision` has it.
+
+    `allow_tf32` and `torch.set_float32_matmul_precision` set that too; the former raises where it was set otherwise.
+    """
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
@@ -274,9 +286,13 @@ def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
+    """How long a call takes; forever if it fails, so that what a compiler or GPU cannot take is not chosen."""
     try:
         return triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median")
     except triton.runtime.errors.OutOfResources:
+        return math.inf
+    except Exception as error:  # whatever a compiler raises, or memory that is short for a moment
+        _log.warning("a candidate for a tile is left out: %s: %s", type(error).__name__, error)
         return math.inf
 
 

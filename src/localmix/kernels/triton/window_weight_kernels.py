@@ -158,7 +158,10 @@ def matrix_gradient(
     first_out = (pid % blocks).to(tl.int32) * BLOCK
     share = pid // blocks
     sums = tl.zeros((BLOCK, BLOCK), tl.float32)
-    sums_of_bias = tl.zeros((BLOCK,), tl.float32)
+    # A product too, with ones. Were they added up from registers, Triton would keep one copy of the gradients in shared
+    # memory, and write those of the next step over it while a matrix unit may still read them.
+    sums_of_bias = tl.zeros((BLOCK, 16), tl.float32)
+    ones = tl.full((WINDOWS * BLOCK_D, 16), 1.0, FACTOR)
     for part in range(share, (units + WINDOWS - 1) // WINDOWS * blocks_d, shares):
         first = part // blocks_d * WINDOWS
         start, top_of, left_of, known = _columns(
@@ -166,13 +169,14 @@ def matrix_gradient(
             G, D, KH, KW, WINDOWS, BLOCK_D,
         )  # fmt: skip
         offsets, inside = _slots(first_out, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK)
-        gradients = tl.load(gradient + offsets, mask=inside, other=0)
+        gradients = tl.load(gradient + offsets, mask=inside, other=0).to(FACTOR)
         offsets, inside = _slots(first_in, start, top_of, left_of, known, height, width, G * D, KH, KW, BLOCK)
         values = tl.load(x + offsets, mask=inside, other=0).to(FACTOR)
-        sums = tl.dot(gradients.to(FACTOR), tl.trans(values), sums, input_precision=PRECISION)
-        sums_of_bias += tl.sum(gradients.to(tl.float32), 1)
+        sums = tl.dot(gradients, tl.trans(values), sums, input_precision=PRECISION)
+        sums_of_bias = tl.dot(gradients, ones, sums_of_bias, input_precision="ieee")
     out = first_out + tl.arange(0, BLOCK)
     slot = first_in + tl.arange(0, BLOCK)
     line = (share * G + group) * N + out
     tl.store(partial + line[:, None] * N + slot[None, :], sums, mask=(out < N)[:, None] & (slot < N)[None, :])
-    tl.store(partial_of_bias + line, sums_of_bias, mask=out < tl.where(first_in == 0, N, 0))
+    # all columns are equal, and a mean of 16 is exact
+    tl.store(partial_of_bias + line, tl.sum(sums_of_bias, 1) / 16, mask=out < tl.where(first_in == 0, N, 0))

@@ -75,8 +75,8 @@ def bench_operators(
         rounds: timed turns of each.
         seconds: least duration of a turn [s].
         threads: of the CPU; by default those of PyTorch.
-        output: folder for results.json, table.md and figure.png. After Ctrl-C or SIGTERM it gets what was
-            measured before.
+        output: folder for results.json, table.md and figure.png. After Ctrl-C, SIGTERM or an error it has what was
+            measured before; a process that is killed leaves results.json.
 
     Returns:
         The content of results.json.

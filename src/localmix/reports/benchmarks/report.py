@@ -25,12 +25,16 @@ from localmix.writing import write_atomically
 T = TypeVar("T")
 Row = dict[str, Any]
 
+ROWS = "results.json"
+"""The file of all rows."""
+
 
 class Report:
     """Collects rows: prints the table of each group as it comes, and writes all of them when the benchmark ends.
 
-    What was measured before an interruption, by Ctrl-C or by SIGTERM, which schedulers send at a limit of time, is
-    written too.
+    What was measured before an interruption, by Ctrl-C or by SIGTERM, which schedulers send at a limit of time, or
+    before an error is written too. The rows are written with each group, for a GPU that does not answer lets no handler
+    run.
 
     Args:
         kind: "operators" or "networks".
@@ -76,7 +80,7 @@ class Report:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
         self.results["is_complete"] = error is None
-        if self.output is not None and (error is None or (kind is KeyboardInterrupt and self.results["rows"])):
+        if self.output is not None and (error is None or self.results["rows"]):
             self._write(self.output)
         for name, reason in self.results["left_out"].items():
             self.display.say(f"left out: {name}: {reason}")
@@ -94,6 +98,8 @@ class Report:
         if not rows:
             return
         self.results["rows"] += rows
+        if self.output is not None:
+            write_json(self.output / ROWS, self.results)
         header, lines = cells(rows, all_columns=self.console.width >= 140)
         table = Table(title=rows[0]["group"], box=box.SIMPLE_HEAD, title_justify="left")
         for index, name in enumerate(header):
@@ -111,7 +117,7 @@ class Report:
     def _write(self, output: Path) -> None:
         from localmix.reports.benchmarks.figure import draw
 
-        write_json(output / "results.json", self.results)
+        write_json(output / ROWS, self.results)
         write_atomically(output / "table.md", lambda file: file.write(markdown(self.results).encode()))
         write_atomically(output / "figure.png", lambda file: draw(self.results, file))
         self.display.say(f"{output}: results.json, table.md, figure.png")

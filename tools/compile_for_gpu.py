@@ -131,18 +131,11 @@ def launches_of(calls: Iterable[Call], capability: int) -> list[Any]:
     found: dict[Any, Any] = {}
 
     def note(
-        kernel: Any,
-        programs: int,
-        inputs: Sequence[Any],
-        strides: Sequence[Any],
-        constants: Sequence[Any],
-        warps: int,
-        stages: int = 2,
-        registers: int | None = None,
+        kernel: Any, programs: int, inputs: Sequence[Any], strides: Sequence[Any], constants: Sequence[Any], *how: Any
     ) -> None:
-        options = tuning.options_of(warps, stages, registers)
+        options = tuning.options_of(*how)
         kinds = [(v.dtype, v.data_ptr() % 16) if isinstance(v, Tensor) else v for v in inputs]
-        key = (id(kernel), warps, stages, registers, *kinds, *strides, *constants)
+        key = (id(kernel), *options.items(), *kinds, *strides, *constants)
         arguments = (*inputs, *strides, *constants)
         found.setdefault(key, compilation.noted(kernel, programs, arguments, options))
 

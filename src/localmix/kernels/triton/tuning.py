@@ -182,7 +182,7 @@ def launch(
     return run
 
 
-def options_of(warps: int, stages: int, registers: int | None) -> dict[str, Any]:
+def options_of(warps: int, stages: int = 2, registers: int | None = None) -> dict[str, Any]:
     """All that Triton's compiler is asked for beside the arguments of a kernel."""
     # fused multiply-adds are named because Triton is about to change its default
     options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

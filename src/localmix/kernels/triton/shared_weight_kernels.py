@@ -227,7 +227,8 @@ def sum_of_shares(
 ):
     """of_weight[n, c, k], of_bias[c] = sum over the shares of partial [N, shares, k, part, words], of c = word, part.
 
-    The last line after the K taps is that of the bias, summed over n too: by programs of its own, after the others.
+    The last line after the K taps is that of the bias, summed over n too: by programs of its own, after the others,
+    which read more shares at a time instead of several lines.
     """
     pid = tl.program_id(0)
     blocks = (words + BLOCK - 1) // BLOCK
@@ -238,25 +239,28 @@ def sum_of_shares(
     BLOCKS_OF_LINES: tl.constexpr = (K + LINES - 1) // LINES
     is_bias = pid >= results * BLOCKS_OF_LINES
     result = tl.where(is_bias, 0, pid // BLOCKS_OF_LINES)
-    line = tl.where(is_bias, K, pid % BLOCKS_OF_LINES * LINES) + tl.arange(0, LINES)
-    end = tl.where(is_bias, K + 1, K)
+    of_block = tl.arange(0, LINES)
+    line = tl.where(is_bias, K, pid % BLOCKS_OF_LINES * LINES + of_block)
+    share = tl.arange(0, SHARES)[:, None] * tl.where(is_bias, LINES, 1) + tl.where(is_bias, of_block, 0)[None, :]
+    step = tl.where(is_bias, SHARES * LINES, SHARES)
     number = tl.where(is_bias, results * shares, shares)
     numbers: tl.constexpr = (K + OF_BIAS) * PARTS
-    mask = (line < end)[:, None] & (word < words)[None, :]
-    own = (line * PARTS + part)[:, None] * words + word[None, :]
+    is_line = line < tl.where(is_bias, K + 1, K)
     partial += (result * shares).to(tl.int64) * (numbers * words)
+    own = (line * PARTS + part)[:, None] * words + word[None, :]
     total = tl.zeros((SHARES, LINES, BLOCK), tl.float32)
-    for start in range(0, number, SHARES):
-        share = start + tl.arange(0, SHARES)[:, None, None]
-        pointers = partial + (share.to(tl.int64) * (numbers * words) + own[None])
-        total += tl.load(pointers, mask=mask[None] & (share < number), other=0)
-    sums = tl.trans(tl.sum(total, 0))
-    channel = (word * PARTS + part)[:, None]
+    for start in range(0, number, step):
+        mask = ((start + share < number) & is_line[None, :])[:, :, None] & (word < words)[None, None, :]
+        pointers = partial + ((start + share).to(tl.int64) * (numbers * words))[:, :, None] + own[None]
+        total += tl.load(pointers, mask=mask, other=0)
+    sums = tl.sum(total, 0)
+    channel = word * PARTS + part
     if is_bias:
-        tl.store(of_bias + channel + (line - K)[None, :], sums.to(of_bias.dtype.element_ty), mask=tl.trans(mask))
+        tl.store(of_bias + channel, tl.sum(sums, 0).to(of_bias.dtype.element_ty), mask=word < words)
     else:
-        pointers = of_weight + (result.to(tl.int64) * (words * PARTS) + channel) * K + line[None, :]
-        tl.store(pointers, sums.to(of_weight.dtype.element_ty), mask=tl.trans(mask))
+        pointers = of_weight + (result.to(tl.int64) * (words * PARTS) + channel[:, None]) * K + line[None, :]
+        mask = (word < words)[:, None] & is_line[None, :]
+        tl.store(pointers, tl.trans(sums).to(of_weight.dtype.element_ty), mask=mask)
 
 
 @triton.jit

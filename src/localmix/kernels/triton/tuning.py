@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from localmix.kernels.triton import clock
 from localmix.kernels.triton.compilation import compile_together, is_noted
 
 Tile = tuple[int, ...]
@@ -286,9 +287,9 @@ def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """How long a call takes; forever if it fails, so that what a compiler or GPU cannot take is not chosen."""
+    """How long the GPU takes for a call; forever if it fails, so that what a compiler or GPU cannot take is not chosen."""
     try:
-        return triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median")
+        return clock.milliseconds(call)
     except triton.runtime.errors.OutOfResources:
         return math.inf
     except Exception as error:  # whatever a compiler raises, or memory that is short for a moment

@@ -51,15 +51,26 @@ def _read_row(
     OFFSET: tl.constexpr,
     C: tl.constexpr,
     NUMBER: tl.constexpr,
+    LEFT: tl.constexpr = 0,
+    WIDTH: tl.constexpr = 0,
 ):
-    """So many columns of a row, from the first ones on, where x points: a tuple; 0 outside of the map."""
+    """So many columns of a row, from the first ones on, where x points: a tuple; 0 outside of the map.
+
+    Of a map that is one tile of `WIDTH` columns, `LEFT` after the first, no others are read.
+    """
     of_row = x + row.to(OFFSET) * width * C
     width = tl.where((row >= 0) & (row < height), width, 0)
+    is_row = real & (tl.zeros(real.shape, tl.int32) < width)
     numbers = ()
     for s in tl.static_range(NUMBER):
-        # without sign, what is before the map is far behind it: one comparison instead of two
-        here = real & ((first + s * DW).to(tl.uint32) < width.to(tl.uint32))
-        numbers += (tl.load(of_row + s * DW * C, mask=here, other=0).to(tl.float32),)
+        if WIDTH == 0:
+            # without sign, what is before the map is far behind it: one comparison instead of two
+            here = real & ((first + s * DW).to(tl.uint32) < width.to(tl.uint32))
+            numbers += (tl.load(of_row + s * DW * C, mask=here, other=0).to(tl.float32),)
+        elif s >= LEFT and s < LEFT + WIDTH:
+            numbers += (tl.load(of_row + s * DW * C, mask=is_row, other=0).to(tl.float32),)
+        else:
+            numbers += (tl.zeros(real.shape, tl.float32),)
     return numbers
 
 
@@ -116,8 +127,8 @@ def convolve_in_registers(
 ):
     """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order.
 
-    Taps are [N, K, `LINE`] in float32, each of the N for `units` units, of which a program has a share. `WIDTH` is that
-    of a map that is one tile, whose taps outside of it are left out, or 0.
+    Taps are [N, K, `LINE`] in float32, each of the N for `units` units, which are dealt out to `shares` in turn.
+    `WIDTH` is that of a map that is one tile, whose taps outside of it are left out, or 0.
     """
     SOURCES: tl.constexpr = COLUMNS + KW - 1
     BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -126,9 +137,8 @@ def convolve_in_registers(
     pid = pid // BLOCKS
     first_row = _first_row((pid % strips).to(tl.int32), rows, DH)
     pid = pid // strips
-    image, column, real = _units((pid % shares).to(tl.int32), units, tiles, DW, COLUMNS, UNITS)
+    share = (pid % shares).to(tl.int32)
     result = pid // shares
-    real = real & (channel < C)
 
     # a block as large as the others, so that each thread loads its own
     of_taps = taps + result * image_stride + (tl.zeros((UNITS, 1), tl.int32) + channel)
@@ -138,45 +148,48 @@ def convolve_in_registers(
         factors += (tl.load(line, mask=channel < C, other=0),)
     start = tl.zeros((UNITS, BLOCK_C), tl.float32)
     if HAS_BIAS:
-        start += tl.load(bias + channel, mask=real, other=0).to(tl.float32)
+        start += tl.load(bias + channel, mask=channel < C, other=0).to(tl.float32)
     fresh = ()
     for _ in tl.static_range(COLUMNS):
         fresh += (start,)
 
-    base = (result * (units // tiles) + image) * height * width * C + channel
-    x += base + (column - LEFT).to(OFFSET) * C
-    y += base + column.to(OFFSET) * C
-    # of the last KH rows of y, to which a row of x belongs
-    sums = ()
-    for _ in tl.static_range(KH):
-        sums += fresh
     begin, end = _sources(first_row, rows, height, KH, DH, TOP)
-    row = first_row + begin * DH - TOP
-    numbers = _read_row(x, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
-    for q in range(begin, end):
-        row = first_row + (q + 1) * DH - TOP
-        following = _read_row(x, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
-        added = ()
-        for t in tl.static_range(KH):
-            for c in tl.static_range(COLUMNS):
-                row_of_taps = factors[(KH - 1 - t) * KW : (KH - t) * KW]
-                added += (
-                    _dot(
-                        *(sums[t * COLUMNS + c], numbers[c : c + KW], row_of_taps),
-                        LEFT - c if WIDTH > 0 and c < LEFT else 0,
-                        WIDTH + LEFT - c if WIDTH > 0 and WIDTH + LEFT - c < KW else KW,
-                    ),
-                )
-        o = q - (KH - 1)
-        end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
-        _write_row(y, added, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
-        sums = added[COLUMNS:] + fresh
-        numbers = following
-    for t in tl.static_range(KH - 1):
-        o = end - (KH - 1) + t
-        end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
-        of_row = sums[t * COLUMNS : (t + 1) * COLUMNS]
-        _write_row(y, of_row, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+    for item in range(share, (units + UNITS - 1) // UNITS, shares):
+        image, column, real = _units(item, units, tiles, DW, COLUMNS, UNITS)
+        real = real & (channel < C)
+        base = (result * (units // tiles) + image) * height * width * C + channel
+        sources = x + base + (column - LEFT).to(OFFSET) * C
+        results = y + base + column.to(OFFSET) * C
+        # of the last KH rows of y, to which a row of x belongs
+        sums = ()
+        for _ in tl.static_range(KH):
+            sums += fresh
+        row = first_row + begin * DH - TOP
+        numbers = _read_row(sources, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES, LEFT, WIDTH)
+        for q in range(begin, end):
+            row = first_row + (q + 1) * DH - TOP
+            following = _read_row(sources, row, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES, LEFT, WIDTH)
+            added = ()
+            for t in tl.static_range(KH):
+                for c in tl.static_range(COLUMNS):
+                    row_of_taps = factors[(KH - 1 - t) * KW : (KH - t) * KW]
+                    added += (
+                        _dot(
+                            *(sums[t * COLUMNS + c], numbers[c : c + KW], row_of_taps),
+                            LEFT - c if WIDTH > 0 and c < LEFT else 0,
+                            WIDTH + LEFT - c if WIDTH > 0 and WIDTH + LEFT - c < KW else KW,
+                        ),
+                    )
+            o = q - (KH - 1)
+            end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
+            _write_row(results, added, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+            sums = added[COLUMNS:] + fresh
+            numbers = following
+        for t in tl.static_range(KH - 1):
+            o = end - (KH - 1) + t
+            end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
+            of_row = sums[t * COLUMNS : (t + 1) * COLUMNS]
+            _write_row(results, of_row, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
 
 
 @triton.jit

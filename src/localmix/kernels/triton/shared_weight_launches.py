@@ -80,11 +80,15 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
             warps = 1
             units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 // block, strips)
         line = _line_of_taps(channels, 1)
+        # as many as run at the same time: each reads its taps once
+        programs = weight.shape[0] * units.strips * tuning.cdiv(channels, block)
+        shares = tuning.cdiv(_WARPS_AT_ONCE * tuning.num_multiprocessors(x) // warps, programs)
+        shares = tuning.cdiv(units.shares, tuning.cdiv(units.shares, shares))
         return tuning.Launch(
             registers.convolve_in_registers,
-            weight.shape[0] * units.shares * units.strips * tuning.cdiv(channels, block),
+            programs * shares,
             (
-                *(height, width, units.rows, units.strips, units.tiles, units.number, units.shares),
+                *(height, width, units.rows, units.strips, units.tiles, units.number, shares),
                 kernel[0] * kernel[1] * line if weight.shape[0] > 1 else 0,
             ),
             (

@@ -287,7 +287,7 @@ def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """How long the GPU takes for a call; forever if it fails, so that what a compiler or GPU cannot take is not chosen."""
+    """How long a GPU takes for a call; forever if it fails, so that what no compiler or GPU takes is not chosen."""
     try:
         return clock.milliseconds(call)
     except triton.runtime.errors.OutOfResources:

@@ -84,6 +84,27 @@ def test_more_shares_are_summed_than_are_read_at_a_time(take, monkeypatch):
     assert set(shares) == {80}
 
 
+@pytest.mark.parametrize("operator", ["depthwise_convolution", "homogeneous_convolution"])
+def test_programs_go_through_several_images(operator, take, monkeypatch):
+    """As on a GPU that runs few of them at a time."""
+    from localmix.kernels.triton import tuning
+
+    programs, launch = [], tuning.launch
+
+    def spy(kernel, number, *rest):
+        programs.append((kernel.fn.__name__, number))
+        return launch(kernel, number, *rest)
+
+    monkeypatch.setattr(tuning, "num_multiprocessors", lambda x: 1)
+    monkeypatch.setattr(tuning, "launch", spy)
+    take(True)
+    shape, images = (10, 3, 5, 40), [] if operator == "depthwise_convolution" else [10]
+    tensors = {"x": torch.randn(shape), "weight": torch.randn(*images, 40, 3, 3), "bias": torch.randn(40)}
+    check_operator(operator, tensors, {}, torch.randn(shape), impl="triton")
+    (number,) = {number for name, number in programs if name == "convolve_in_registers"}
+    assert number == (3 * 2 if operator == "depthwise_convolution" else 10 * 2)  # of 2 blocks of channels, 5 items
+
+
 @pytest.mark.parametrize("shape", [(2, 9, 11, 16), (3, 5, 7, 16)])
 def test_bfloat16_in_registers(shape, take):
     tensors = {"x": torch.randn(shape), "weight": torch.randn(16, 7, 7), "bias": torch.randn(16)}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "check_gpu.sh"
-PARTS = ["warm_up", "tests", "info", "operators", "networks"]
+PARTS = ["tests", "warm_up", "info", "operators", "networks"]
 CALLS = {
+    "tests": "--numprocesses 2 --dist worksteal -v tests/kernels/test_gpu.py",
     "warm_up": "--rounds 1",
-    "tests": "-v tests/kernels/test_gpu.py",
     "info": "bench --info",
     "operators": "bench ops --graph",
     "networks": "bench models",
@@ -22,7 +22,7 @@ CALLS = {
 """What tells the calls of the parts apart."""
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
-    *"import NAMES"*) printf 'mixing unmixing mixing_shifted\nmixing unmixing\n'; exit ;;
+    *"import NAMES"*) echo mixing unmixing mixing_shifted; exit ;;
     *"torch.cuda.is_available()"*) exit ;;
 esac
 arguments="$*"
@@ -81,10 +81,6 @@ def test_the_warm_up_has_a_process_for_each_operator_and_stage_and_keeps_no_tile
     for stage in range(1, 5):
         for name in ("mixing", "unmixing", "mixing_shifted"):
             assert sum(f"--ops {name} --stages {stage} " in line for line in lines) == 1
-    # a benchmark of an operator in another form has no tests, and pytest fails where it finds none
-    assert not any("-k mixing_shifted" in line for line in lines)
-    # names of operators are parts of others
-    assert any("-k mixing and not unmixing" in line for line in lines)
     timed = [line for line in lines if "--output" in line]
     assert len(timed) == 2
     assert all(line.startswith(str(tmp_path / "out" / "tiles ")) for line in timed)

@@ -2,7 +2,8 @@
 # Usage: [PYTHON=python3] [MINUTES=9] [JOBS=N] [DRY_RUN=1] tools/check_gpu.sh OUT
 # Checks the kernels on the GPU of this machine and times them, the most important first, into the empty folder OUT.
 # Every part has a share of the minutes, and what those before it left over; a part that does not end is stopped.
-# PYTHON needs PyTorch, pytest, timm, rich and matplotlib, which may lie on PYTHONPATH, and not the package itself.
+# PYTHON needs PyTorch, pytest, pytest-xdist, timm, rich and matplotlib, which may lie on PYTHONPATH, and not the package
+# itself.
 # Ends with a summary, and with status 1 if a part failed or was stopped; DRY_RUN=1 only prints what would run.
 set -euo pipefail
 
@@ -54,12 +55,13 @@ with torch.inference_mode():
     models.fold(net).bfloat16()(images.bfloat16())
 '
 run_localmix=("$python" -c "$logged" "$out")
-run_tests=("$python" -m pytest -p no:cacheprovider --override-ini addopts=--import-mode=importlib
-    -W 'ignore:Unknown config option' -rfE --durations 5) # without the plugins that pyproject.toml sets up
+# without the plugins that pyproject.toml sets up; pytest-benchmark, where it is, has no part in parallel tests
+run_tests=("$python" -m pytest -p no:cacheprovider -p no:benchmark --override-ini addopts=--import-mode=importlib
+    -W 'ignore:Unknown config option' -rfE --durations 5 --numprocesses "$jobs" --dist worksteal)
 
 # Percent of the time of each part, in their order.
-declare -A shares=([warm_up]=22 [tests]=25 [info]=6 [operators]=30 [networks]=17)
-parts=(warm_up tests info operators networks)
+declare -A shares=([tests]=25 [warm_up]=22 [info]=6 [operators]=30 [networks]=17)
+parts=(tests warm_up info operators networks)
 declare -A statuses durations
 
 # limit PART: seconds that are left to it, less those that a part gets to write down what it has
@@ -94,21 +96,8 @@ part() {
 # Commands that have everything compiled, a process for each operator and stage. They share the GPU, so what they measure
 # of tiles is worth nothing: it goes to a folder of its own, and what is compiled to the caches of Triton and PyTorch.
 warm_up_commands() {
-    local names tested name other selected stage
-    {
-        read -r names
-        read -r tested
-    } < <("$python" -c 'from localmix.reports.benchmarks.problems import NAMES
-from localmix.kernels import OPERATORS
-print(*NAMES)
-print(*OPERATORS)')
-    for name in $tested; do
-        selected=$name
-        for other in $tested; do
-            if [[ $other != "$name" && $other == *"$name"* ]]; then selected+=" and not $other"; fi
-        done
-        printf '%q ' "${run_tests[@]}" -q -k "$selected" tests/kernels/test_gpu.py && printf '\0'
-    done
+    local names name stage
+    names=$("$python" -c 'from localmix.reports.benchmarks.problems import NAMES; print(*NAMES)')
     for name in i_dynamic_dwnet_tiny dynamic_dwnet_tiny dwnet_tiny localswin_tiny; do
         printf '%q ' "$python" -c "$step" "$name" && printf '\0'
     done
@@ -148,9 +137,9 @@ described() {
     esac
 }
 
-warm_up
-export LOCALMIX_CACHE=$scratch/tiles # the tests' own, whose problems are no others'
+export LOCALMIX_CACHE=$scratch/tests # whose problems are no others'
 part tests INT "${run_tests[@]}" -v tests/kernels/test_gpu.py
+warm_up
 part info TERM "$python" -m localmix bench --info
 export LOCALMIX_CACHE=$out/tiles
 part operators TERM "${run_localmix[@]}" bench ops --graph --device cuda --dtype bfloat16 --output operators_gpu

@@ -18,6 +18,8 @@ CASES = [
     ("depthwise_convolution", {"x": (48, 14, 14, 384), "weight": (384, 7, 7), "bias": (384,)}, {}),
     ("depthwise_convolution", {"x": (48, 7, 7, 768), "weight": (768, 7, 7), "bias": (768,)}, {}),
     ("depthwise_convolution", {"x": (2, 13, 9, 20), "weight": (20, 11, 11)}, {}),
+    # more images than run at the same time, on a map that is one tile
+    ("depthwise_convolution", {"x": (300, 7, 7, 384), "weight": (384, 7, 7), "bias": (384,)}, {}),
     ("homogeneous_convolution", {"x": (32, 56, 56, 128), "weight": (32, 128, 5, 3)}, {"dilation": (1, 2)}),
     ("homogeneous_convolution", {"x": (3, 13, 9, 20), "weight": (3, 20, 7, 7), "bias": (20,)}, {}),
     ("homogeneous_convolution", {"x": (2, 4, 6, 3), "weight": (2, 3, 4, 5)}, {"dilation": (1, 2)}),
@@ -187,6 +189,23 @@ def test_captured_in_a_graph(case):
         t.copy_(others[name])
     graph.replay()
     torch.testing.assert_close(y, run())
+
+
+def test_the_clock_of_tiles_leaves_out_what_python_takes_to_start_a_call():
+    """A call of many short launches takes as long as the graph of it."""
+    from localmix.kernels.triton import clock
+
+    x = torch.zeros(1000, device="cuda")
+
+    def run():
+        for _ in range(100):
+            x.add_(1)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    assert clock.milliseconds(run) < 3 * clock.milliseconds(graph.replay)
 
 
 def test_more_than_two_to_the_31_numbers():

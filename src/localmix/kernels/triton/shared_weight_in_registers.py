@@ -20,6 +20,37 @@ def _dot(total, values, factors, FIRST: tl.constexpr, END: tl.constexpr):
 
 
 @triton.jit
+def _taps_of(
+    weight,
+    channel,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Taps of channels [1, `BLOCK_C`]: a tuple of blocks, each thread with those of its own channel.
+
+    They are read as they lie, tap by tap, and change threads through shared memory.
+    """
+    tap = tl.arange(0, BLOCK_K)[None, None, :]
+    lines = weight + (channel[:, :, None] * K + tap) + tl.zeros((UNITS, 1, 1), tl.int32)
+    blocks = (tl.load(lines, mask=(channel[:, :, None] < C) & (tap < K), other=0),)
+    for level in tl.static_range(7):
+        if BLOCK_K >> level > 1:
+            halves = ()
+            for i in tl.static_range(1 << level):
+                pair = tl.reshape(blocks[i], (UNITS, BLOCK_C, 2, BLOCK_K >> (level + 1)))
+                left, right = tl.split(tl.permute(pair, (0, 1, 3, 2)))
+                halves += (left, right)
+            blocks = halves
+    factors = ()
+    for i in tl.static_range(K):
+        factors += (tl.reshape(blocks[i], (UNITS, BLOCK_C)).to(tl.float32),)
+    return factors
+
+
+@triton.jit
 def _units(index, units, tiles, DW: tl.constexpr, COLUMNS: tl.constexpr, UNITS: tl.constexpr):
     """Image and first column [units, 1] of some units, and which there are."""
     unit = index * UNITS + tl.arange(0, UNITS)[:, None]
@@ -98,7 +129,7 @@ def _write_row(
 @triton.jit
 def convolve_in_registers(
     x,
-    taps,
+    weight,
     bias,
     y,
     height,
@@ -108,9 +139,7 @@ def convolve_in_registers(
     tiles,
     units,
     shares,
-    image_stride,
     C: tl.constexpr,
-    LINE: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     DH: tl.constexpr,
@@ -124,10 +153,11 @@ def convolve_in_registers(
     COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """y[p] = sum_k weight[k] * x[p + k]; the gradient of x is the same with the taps in reverse order.
 
-    Taps are [N, K, `LINE`] in float32, each of the N for `units` units, which are dealt out to `shares` in turn.
+    Weights are [N, C, K], each of the N for `units` units, which are dealt out to `shares` in turn.
     `WIDTH` is that of a map that is one tile, whose taps outside of it are left out, or 0.
     """
     SOURCES: tl.constexpr = COLUMNS + KW - 1
@@ -140,12 +170,7 @@ def convolve_in_registers(
     share = (pid % shares).to(tl.int32)
     result = pid // shares
 
-    # a block as large as the others, so that each thread loads its own
-    of_taps = taps + result * image_stride + (tl.zeros((UNITS, 1), tl.int32) + channel)
-    factors = ()
-    for tap in tl.static_range(KH * KW):
-        line = of_taps + (KH * KW - 1 - tap if FLIPPED else tap) * LINE
-        factors += (tl.load(line, mask=channel < C, other=0),)
+    factors = _taps_of(weight + result * (C * KH * KW), channel, C, KH * KW, UNITS, BLOCK_C, BLOCK_K)
     start = tl.zeros((UNITS, BLOCK_C), tl.float32)
     if HAS_BIAS:
         start += tl.load(bias + channel, mask=channel < C, other=0).to(tl.float32)
@@ -172,7 +197,10 @@ def convolve_in_registers(
             added = ()
             for t in tl.static_range(KH):
                 for c in tl.static_range(COLUMNS):
-                    row_of_taps = factors[(KH - 1 - t) * KW : (KH - t) * KW]
+                    if FLIPPED:
+                        row_of_taps = factors[t * KW : (t + 1) * KW][::-1]
+                    else:
+                        row_of_taps = factors[(KH - 1 - t) * KW : (KH - t) * KW]
                     added += (
                         _dot(
                             *(sums[t * COLUMNS + c], numbers[c : c + KW], row_of_taps),

@@ -79,7 +79,6 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
         if units.number < units.at_once:  # the only tile of a map that has weights of its own: no warp is idle
             warps = 1
             units = _units_of(x.shape, weight.shape[0], dilation, columns, 32 // block, strips)
-        line = _line_of_taps(channels, 1)
         # as many as run at the same time: each reads its taps once
         programs = weight.shape[0] * units.strips * tuning.cdiv(channels, block)
         shares = tuning.cdiv(_WARPS_AT_ONCE * tuning.num_multiprocessors(x) // warps, programs)
@@ -87,18 +86,15 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
         return tuning.Launch(
             registers.convolve_in_registers,
             programs * shares,
+            (height, width, units.rows, units.strips, units.tiles, units.number, shares),
             (
-                *(height, width, units.rows, units.strips, units.tiles, units.number, shares),
-                kernel[0] * kernel[1] * line if weight.shape[0] > 1 else 0,
-            ),
-            (
-                *(channels, line, *kernel, *dilation, *before, flipped, has_bias),
+                *(channels, *kernel, *dilation, *before, flipped, has_bias),
                 *(_reach_of_map(x), width if units.tiles == 1 else 0, columns, units.at_once, block),
+                tuning.next_power_of_2(kernel[0] * kernel[1]),
             ),
             warps=warps,
             registers=_REGISTERS,
             results=[(x.shape, x.dtype)],
-            prepare=functools.partial(_with_taps, parts=1, has_bias=has_bias),
         )
 
     def launch(*tile: int) -> tuning.Launch:

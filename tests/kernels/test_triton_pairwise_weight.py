@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from localmix.kernels.triton import pairwise_launches, tuning  # noqa: E402
-from localmix.kernels.triton.pairwise_geometry import Neighborhoods  # noqa: E402
+from localmix.kernels.triton.pairwise_geometry import Neighborhoods, Windows  # noqa: E402
 from localmix.kernels.triton.pairwise_tiles import nth_steps  # noqa: E402
 
 IN_WINDOWS = {"attend_in_windows", "gradients_in_windows"}
@@ -142,6 +142,14 @@ def test_partial_sums_of_the_bias_have_no_more_numbers_than_the_query():
     assert numbers(128, 56, 56, 3, 32) < 128 * 56 * 56 * 3 * 32
     assert numbers(2, 200, 334, 3, 32) < 2 * 200 * 334 * 3 * 32
     assert numbers(1, 8, 9, 3, 32) < 2**21
+
+
+def test_the_gradient_of_the_bias_of_windows_lies_as_the_bias():
+    """As compilers of graphs believe."""
+    sums = torch.randn(3, 6, 4, 6)
+    of_bias = Windows((2, 3), (0, 0)).gradient_of_bias(sums)
+    assert of_bias.is_contiguous()
+    torch.testing.assert_close(of_bias[1, 2], sums[:, 2, 1].sum(0))
 
 
 def test_a_tile_that_was_measured_serves_maps_of_about_the_same_size():

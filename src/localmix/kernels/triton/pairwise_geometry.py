@@ -1,4 +1,4 @@
-"""Which positions of a map attention sees, as the Triton kernels want to know it: tiles, reach and sizes."""
+"""Which positions of a map attention sees, as the Triton kernels want to know it: tiles, keys and sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Windows(gathered_attention.Windows):
 
     def gradient_of_bias(self, of_columns: Tensor) -> Tensor:
         """From sums [shares, queries of a tile, heads, columns]: over the shares."""
-        return of_columns.sum(0).transpose(0, 1)
+        return of_columns.sum(0).transpose(0, 1).contiguous()
 
 
 class Neighborhoods(gathered_attention.Neighborhoods):

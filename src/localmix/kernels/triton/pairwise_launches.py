@@ -109,7 +109,7 @@ def holds_all_keys(query: Tensor, geometry: Geometry) -> bool:
     """Whether a block of the gradient of the bias has all keys that a tile sees."""
     return all(
         geometry.keys(query.shape, geometry.tile(query.shape, positions)) <= across
-        for positions, across, *_ in _blocks_of_bias(query)
+        for positions, across in {block[:2] for block in _blocks_of_bias(query)}
     )
 
 

@@ -225,15 +225,16 @@ def _plan_by_tiles(
         own = _block(min(tile[0], height) * min(tile[1], width), positions)
         blocks = tuning.cdiv(min(tile[0], height) * min(tile[1], width), own)
         strides = _strides(tensors, flags[0])
-        # of a program of one warp, which has a block of 256 or 512 numbers: the compiler would take more for nothing
-        registers = None if warps > 1 else 128 if own * across <= 256 else 168
+        of_keys = kernel is gradients_by_tiles.key_gradient
+        # of a block of 256 or 512 numbers, which one warp has: the compiler would take more, and save no instruction
+        registers = (128 if own * across <= 256 else 168) if of_keys and warps == 1 else None
         return tuning.Launch(
             kernel,
             batch * math.prod(tiles) * blocks * heads,
             (height, width, heads, *tiles, *tile, blocks, *geometry.arguments(query.shape), *strides),
             (
                 *(isinstance(geometry, Windows), *flags, dim, *_products_of(query)),
-                *((across, own) if kernel is gradients_by_tiles.key_gradient else (own, across)),
+                *((across, own) if of_keys else (own, across)),
                 _block(dim),
             ),
             warps,

@@ -143,8 +143,10 @@ def compile_all():
         bias = (size**2, size**2) if name == "window_attention" else (2 * size - 1, 2 * size - 1)
         tensors, options = (query, key, value, x.new_empty(2, *bias)), (dim**-0.5, (size, size), (step, step))
         results = getattr(torch.ops.localmix, f"triton_{name}")(*tensors, *options)
-        needed = (True, True, True, True)
-        getattr(torch.ops.localmix, f"triton_{name}_backward")(query, *tensors, *results, *options, needed)
+        backward = getattr(torch.ops.localmix, f"triton_{name}_backward")
+        backward(query, *tensors, *results, *options, (True, True, True, True))
+        if name == "neighborhood_attention":  # the gradient of the queries is another kernel's without that of the bias
+            backward(query, *tensors, *results, *options, (True, False, False, False))
 
     choose = tuning.choose
 

@@ -1,7 +1,8 @@
-"""Which positions of a map attention sees, as the Triton kernels want to know it: tiles, reach and sizes."""
+"""Which positions of a map attention sees, as the Triton kernels want to know it: tiles, keys and sizes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -39,17 +40,21 @@ class Windows(gathered_attention.Windows):
         rows, columns = (tuning.cdiv(b + n, t) for b, n, t in zip(before, shape[1:3], tile, strict=True))
         return rows, columns
 
-    def reach(self, shape: Sequence[int]) -> Pair:
-        """How many steps beyond their tile queries see."""
-        return 0, 0
+    def keys(self, shape: Sequence[int], tile: Pair) -> int:
+        """The most that a tile sees."""
+        return math.prod(tile)
+
+    def columns(self) -> int:
+        """Of a query in the gradient of the bias: keys of the window."""
+        return math.prod(self.size)
 
     def gradient_of_slots(self, of_slots: Tensor, shape: Sequence[int]) -> Tensor:
         """From that of slots: that is the bias."""
         return of_slots
 
-    def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
-        """From the sum over all tiles, by rows and columns of queries and keys: that is the bias."""
-        return of_pairs.flatten(3).flatten(1, 2)
+    def gradient_of_bias(self, of_columns: Tensor) -> Tensor:
+        """From sums [shares, queries of a tile, heads, columns]: over the shares."""
+        return of_columns.sum(0).transpose(0, 1).contiguous()
 
 
 class Neighborhoods(gathered_attention.Neighborhoods):
@@ -97,31 +102,40 @@ class Neighborhoods(gathered_attention.Neighborhoods):
         )
         return rows, columns
 
-    def reach(self, shape: Sequence[int]) -> Pair:
-        """How many steps beyond their tile queries see, at a border."""
-        rows, columns = (min(size, length) - 1 for size, length in zip(self.size, self._longest(shape), strict=True))
+    def keys(self, shape: Sequence[int], tile: Pair) -> int:
+        """The most that a tile sees."""
+        return math.prod(
+            min(t + size - 1, length) for t, size, length in zip(tile, self.size, self._longest(shape), strict=True)
+        )
+
+    def columns(self) -> int:
+        """Of a query in the gradient of the bias: distances."""
+        return math.prod(self._distances())
+
+    def _distances(self) -> Pair:
+        rows, columns = (2 * size - 1 for size in self.size)
         return rows, columns
 
     def gradient_of_slots(self, of_slots: Tensor, shape: Sequence[int]) -> Tensor:
-        """From that of the map as one window."""
-        (height, width), (above, beside) = shape[1:3], self.reach(shape)
-        of_pairs = of_slots.unflatten(2, (height, width)).unflatten(1, (height, width))
-        return self.gradient_of_bias(F.pad(of_pairs, (beside, beside, above, above)), shape)
+        """From that of the map as one window, over pairs of the same distance.
 
-    def gradient_of_bias(self, of_pairs: Tensor, shape: Sequence[int]) -> Tensor:
-        """From the sum over all tiles, by rows and columns of queries and keys: over pairs of the same distance.
-
-        Key `i + d` of the strip is at distance `d - reach` of query `i`, so they are the diagonals.
+        With a border as wide as the map, key `i + d` is at distance `d - reach` of query `i`: they are the diagonals.
         """
-        reach = self.reach(shape)
+        (height, width), reach = shape[1:3], [length - 1 for length in shape[1:3]]
+        above, beside = reach
+        of_pairs = of_slots.unflatten(2, (height, width)).unflatten(1, (height, width))
+        of_pairs = F.pad(of_pairs, (beside, beside, above, above))
         head, query_h, query_w, key_h, key_w = of_pairs.stride()
-        distances = [2 * r + 1 for r in reach]
         diagonals = of_pairs.as_strided(
-            (*of_pairs.shape[:3], *distances), (head, query_h + key_h, query_w + key_w, key_h, key_w)
+            (*of_pairs.shape[:3], 2 * above + 1, 2 * beside + 1), (head, query_h + key_h, query_w + key_w, key_h, key_w)
         )
         # kernels that are larger than the map have distances that no pair has
-        (top, left) = (size - 1 - r for size, r in zip(self.size, reach, strict=True))
+        top, left = (size - 1 - r for size, r in zip(self.size, reach, strict=True))
         return F.pad(diagonals.sum((1, 2)), (left, left, top, top))
+
+    def gradient_of_bias(self, of_columns: Tensor) -> Tensor:
+        """From sums [shares, queries of a tile, heads, columns]: over shares and queries."""
+        return of_columns.flatten(0, 1).sum(0).unflatten(1, self._distances())
 
 
 Geometry = Windows | Neighborhoods

@@ -28,7 +28,11 @@ Seen = tuple[Callable[..., Geometry], Pair, Pair]
 _SMALLEST_FACTOR = 16
 """Sides of the factors of a matrix product are at least that long on a matrix unit."""
 
-_MOST_SHARES = 64
+_MOST_WARPS = 6144
+"""Of a launch whose programs own a share of the images: they fill a GPU a few times, and each has many images."""
+
+_NUMBERS_ALWAYS_ALLOWED = 2**21
+"""Of partial sums, however small the maps."""
 
 
 def plan_attend(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) -> tuning.Plan:
@@ -57,33 +61,72 @@ def plan_key_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool, *ne
     return _plan_by_tiles(gradients_by_tiles.key_gradient, tensors, geometry_of(seen), (has_bias, *needed), results)
 
 
-def plan_bias_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool) -> tuning.Plan:
-    """Its result is a sum for each share, head, and pair of positions of a tile and of the strip that it sees."""
+def plan_bias_gradient(tensors: Sequence[Tensor], seen: Seen, has_bias: bool, of_query: bool) -> tuning.Plan:
+    """Sums [shares, queries of a tile, heads, columns], what programs write for themselves, and results of the query.
+
+    The latter are those of `plan_query_gradient`, if `of_query`, which wants a block that holds all keys.
+    """
     query, geometry = tensors[0], geometry_of(seen)
     batch, height, width, heads, dim = query.shape
-    reach = geometry.reach(query.shape)
+    columns = geometry.columns()
+    others = [_of_scores(query), *_gradients_of(query, (True,))] if of_query else []
 
-    def launch(positions: int, across: int, warps: int) -> tuning.Launch:
+    def launch(positions: int, most_keys: int, most_warps: int, stages: int, registers: int) -> tuning.Launch:
         tile = geometry.tile(query.shape, positions)
+        across = _block(geometry.keys(query.shape, tile), most_keys)
+        warps = max(1, most_warps * across // most_keys)
         tiles = geometry.tiles(query.shape, tile)
-        strip = [t + 2 * r for t, r in zip(tile, reach, strict=True)]
-        queries, keys = math.prod(tile), math.prod(strip)
+        queries = math.prod(tile)
         own = _block(queries, positions)
-        blocks = tuning.cdiv(queries, own), tuning.cdiv(keys, across)
-        units = batch * math.prod(tiles)
-        # the sums of the shares are no more numbers than query has
-        shares = max(1, min(units, _MOST_SHARES, query.numel() // (heads * queries * keys)))
-        integers = (height, width, heads, *tiles, *tile, *reach, *blocks, units, shares)
+        blocks = tuning.cdiv(queries, own)
+        # what the shares sum is no more numbers than query has
+        numbers = heads * (queries * columns + blocks * own * across)
+        allowed = max(query.numel(), _NUMBERS_ALWAYS_ALLOWED) // numbers
+        most = max(1, min(_MOST_WARPS // (warps * blocks * heads), allowed))
+        shares_of_tiles = min(math.prod(tiles), most)
+        shares_of_images = min(batch, most // shares_of_tiles)
+        shares = shares_of_tiles * shares_of_images
+        integers = (batch, height, width, heads, *tiles, *tile, blocks, shares_of_tiles, shares_of_images, columns)
+        results = [
+            ((shares, queries, heads, columns), torch.float32),
+            ((shares, blocks, heads, own, across), torch.float32),
+        ]
         return tuning.Launch(
             pairwise_bias_gradient.bias_gradient,
-            shares * math.prod(blocks) * heads,
+            shares * blocks * heads,
             (*integers, *geometry.arguments(query.shape), *_strides(tensors, has_bias)),
-            (isinstance(geometry, Windows), dim, *_products_of(query), own, across, _block(dim)),
+            (isinstance(geometry, Windows), of_query, dim, *_products_of(query), own, across, _block(dim)),
             warps,
-            results=[((shares, heads, *tile, *strip), torch.float32)],
+            stages,
+            registers,
+            results=[*results, *(others or 2 * [((0,), query.dtype)])],
         )
 
-    return _plan(pairwise_bias_gradient.bias_gradient, query, geometry, (), _blocks(query), launch)
+    return _plan(pairwise_bias_gradient.bias_gradient, query, geometry, (of_query,), _blocks_of_bias(query), launch)
+
+
+def holds_all_keys(query: Tensor, geometry: Geometry) -> bool:
+    """Whether a block of the gradient of the bias has all keys that a tile sees."""
+    return all(
+        geometry.keys(query.shape, geometry.tile(query.shape, positions)) <= across
+        for positions, across in {block[:2] for block in _blocks_of_bias(query)}
+    )
+
+
+def _blocks_of_bias(query: Tensor) -> list[Tile]:
+    """Candidates (positions that a program owns, keys of a block, warps, stages, registers of a thread).
+
+    Keys and warps are the most, of tiles that see so many: what is measured for a map serves others of about its size.
+    """
+    if query.dtype == torch.float32:
+        return [(*block, 1, 255) for block in _blocks(query)]
+    line = _block(query.shape[4]) * query.element_size()
+    across = max(32, min(256, 16384 // line))
+    # of 16 queries and 32 keys for each warp a thread has 16 numbers
+    block = (_SMALLEST_FACTOR, across, across // 32)
+    return (
+        [(*block, 2, 168), (*block, 1, 168), (*block, 1, 128)] if line <= 64 else [(*block, 2, 255), (*block, 1, 255)]
+    )
 
 
 def geometry_of(seen: Seen) -> Geometry:
@@ -182,16 +225,20 @@ def _plan_by_tiles(
         own = _block(min(tile[0], height) * min(tile[1], width), positions)
         blocks = tuning.cdiv(min(tile[0], height) * min(tile[1], width), own)
         strides = _strides(tensors, flags[0])
+        of_keys = kernel is gradients_by_tiles.key_gradient
+        # of a block of 256 or 512 numbers, which one warp has: the compiler would take more, and save no instruction
+        registers = (128 if own * across <= 256 else 168) if of_keys and warps == 1 else None
         return tuning.Launch(
             kernel,
             batch * math.prod(tiles) * blocks * heads,
             (height, width, heads, *tiles, *tile, blocks, *geometry.arguments(query.shape), *strides),
             (
                 *(isinstance(geometry, Windows), *flags, dim, *_products_of(query)),
-                *((across, own) if kernel is gradients_by_tiles.key_gradient else (own, across)),
+                *((across, own) if of_keys else (own, across)),
                 _block(dim),
             ),
             warps,
+            registers=registers,
             results=results,
         )
 
@@ -220,7 +267,8 @@ def _blocks(query: Tensor) -> list[Tile]:
     if query.dtype == torch.float32:
         return [(32, 32, 8), (32, 16, 4), (16, 32, 4)] if line <= 128 else [(16, 16, 4), (32, 16, 8)]
     if line <= 64:
-        return [(16, 32, 1), (32, 32, 2), (64, 32, 4), (16, 16, 1), (16, 64, 1), (32, 32, 1)]
+        # larger blocks of one warp have more numbers than registers
+        return [(16, 32, 1), (32, 32, 2), (64, 32, 4), (16, 16, 1)]
     return [(32, 32, 4), (64, 32, 8), (16, 32, 2)] if line <= 128 else [(32, 32, 8), (32, 16, 4), (16, 32, 4)]
 
 

@@ -8,7 +8,16 @@ import triton
 import triton.language as tl
 
 from localmix.kernels.triton.pairwise_memory import read, write
-from localmix.kernels.triton.pairwise_tiles import keys_of, masked, nth_steps, on_map, owned, queries_of, steps_of_tile
+from localmix.kernels.triton.pairwise_tiles import (
+    keys_of,
+    masked,
+    nth_steps,
+    on_map,
+    owned,
+    queries_of,
+    steps_of_tile,
+    weights_of,
+)
 
 
 @triton.jit
@@ -108,7 +117,7 @@ def query_gradient(
                 WINDOW,
                 HAS_BIAS,
             )
-            weights = tl.exp(scores - peak[:, None] - logarithm[:, None])
+            weights = weights_of(scores, peak[:, None], logarithm[:, None], FACTOR)
             of_weights = tl.dot(of_y, tl.trans(v), input_precision=PRECISION)
             of_scores = weights * (of_weights - own[:, None])
             sums = tl.dot(of_scores.to(FACTOR), k, sums, input_precision=PRECISION)
@@ -214,7 +223,7 @@ def key_gradient(
             WINDOW,
             HAS_BIAS,
         )
-        weights = tl.exp(scores - peak[None, :] - logarithm[None, :])
+        weights = weights_of(scores, peak[None, :], logarithm[None, :], FACTOR)
         if OF_VALUE:
             sums_of_value = tl.dot(weights.to(FACTOR), of_y, sums_of_value, input_precision=PRECISION)
         if OF_KEY:

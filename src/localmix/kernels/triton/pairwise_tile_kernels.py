@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from localmix.kernels.triton.pairwise_memory import read, write
-from localmix.kernels.triton.pairwise_tiles import keys_of, masked, nth_steps, on_map, owned, steps_of_tile
+from localmix.kernels.triton.pairwise_tiles import exponential, keys_of, masked, nth_steps, on_map, owned, steps_of_tile
 
 
 @triton.jit
@@ -101,8 +101,8 @@ def attend(
         higher = tl.maximum(peak, tl.max(scores, 1))
         # a query may have seen no key yet
         finite = tl.where(higher == float("-inf"), 0, higher)
-        weights = tl.exp(scores - finite[:, None])
-        shrink = tl.exp(peak - finite)
+        weights = exponential(scores - finite[:, None], FACTOR)
+        shrink = exponential(peak - finite, FACTOR)
         total = total * shrink + tl.sum(weights, 1)
         sums = tl.dot(weights.to(FACTOR), v, sums * shrink[:, None], input_precision=PRECISION)
         peak = higher

@@ -7,6 +7,8 @@ dilation. Tiles and strips are rectangles of steps, so that the programs at a bo
 import triton
 import triton.language as tl
 
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def owned(tiles, blocks, heads):
@@ -62,13 +64,30 @@ def queries_of(first, end, length, kernel, WINDOW: tl.constexpr):
 def nth_steps(n, top, left, bottom, right):
     """Rows and columns of the n-th steps of a rectangle, and whether they are in it."""
     columns = tl.maximum(right - left, 1)
-    return top + n // columns, left + n % columns, n < (bottom - top) * (right - left)
+    # n // columns, by a product with a reciprocal that may be short by one: a GPU divides in twenty instructions
+    row = tl.umulhi(n.to(tl.uint32), 0xFFFFFFFF // columns.to(tl.uint32)).to(tl.int32)
+    column = n - row * columns
+    is_short = column >= columns
+    row = tl.where(is_short, row + 1, row)
+    column = tl.where(is_short, column - columns, column)
+    return top + row, left + column, n < (bottom - top) * (right - left)
 
 
 @triton.jit
 def on_map(row, column, origin_h, origin_w, dh, dw):
     """Where steps lie on the map, in 64 bits for the offsets that are made of them."""
     return (origin_h + row * dh).to(tl.int64), (origin_w + column * dw).to(tl.int64)
+
+
+@triton.jit
+def sees(row, column, inside, key_row, key_column, key_inside, length_h, length_w, kh, kw, WINDOW: tl.constexpr):
+    """Whether queries see keys."""
+    seen = inside & key_inside
+    if not WINDOW:
+        down = key_row - _start(row, length_h, kh)
+        right = key_column - _start(column, length_w, kw)
+        seen = seen & (down >= 0) & (down < kh) & (right >= 0) & (right < kw)
+    return seen
 
 
 @triton.jit
@@ -91,11 +110,7 @@ def masked(
     HAS_BIAS: tl.constexpr,
 ):
     """Scores with their bias; -inf where the query does not see the key. Steps come as lines and columns of a block."""
-    seen = inside & key_inside
-    if not WINDOW:
-        down = key_row - _start(row, length_h, kh)
-        right = key_column - _start(column, length_w, kw)
-        seen = seen & (down >= 0) & (down < kh) & (right >= 0) & (right < kw)
+    seen = sees(row, column, inside, key_row, key_column, key_inside, length_h, length_w, kh, kw, WINDOW)
     if HAS_BIAS:
         if WINDOW:
             of_query = (row * kw + column).to(tl.int64) * stride_i
@@ -106,3 +121,23 @@ def masked(
         # a line and a column of offsets, so that the block itself takes one addition
         scores += tl.load(bias + of_query + of_key, mask=seen, other=0).to(tl.float32)
     return tl.where(seen, scores, float("-inf"))
+
+
+@triton.jit
+def exponential(x, FACTOR: tl.constexpr):
+    """exp(x), which is multiplied by factors of this dtype.
+
+    A GPU has an instruction for powers of two. `exp` takes four more, so that numbers below 1e-38 keep their digits.
+    """
+    return tl.exp(x) if tl.float32 == FACTOR else tl.exp2(x * _LOG2_E)
+
+
+@triton.jit
+def weights_of(scores, peak, logarithm, FACTOR: tl.constexpr):
+    """exp(scores - peak - logarithm)."""
+    if tl.float32 == FACTOR:
+        weights = tl.exp(scores - peak - logarithm)
+    else:
+        # the last product is one for each query
+        weights = tl.exp2((scores - peak) * _LOG2_E - logarithm * _LOG2_E)
+    return weights

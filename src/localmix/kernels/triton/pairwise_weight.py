@@ -168,15 +168,16 @@ def _run_gradients(
         return tuning.run(plan, (*pointers, gradient, *others), (scale,), seen, has_bias, *flags)
 
     of_query = of_key = of_value = of_bias = None
-    if needed[0] or needed[1] or needed[3]:
+    delta, geometry = peaks, launches.geometry_of(seen)
+    # where it can the kernel for the bias makes the gradient of the queries too
+    both = needed[0] and needed[3] and launches.holds_all_keys(query, geometry)
+    if needed[3]:
+        sums, _, delta, of_query = run(launches.plan_bias_gradient, output, peaks, logarithms, flags=(both,))
+        of_bias = geometry.gradient_of_bias(sums).to(query.dtype)
+    if (needed[0] or needed[1]) and not both:
         delta, of_query = run(launches.plan_query_gradient, output, peaks, logarithms, flags=needed[:1])
-    else:
-        delta = torch.empty_like(peaks)
     if needed[1] or needed[2]:
         of_key, of_value = run(launches.plan_key_gradient, peaks, logarithms, delta, flags=needed[1:3])
-    if needed[3]:
-        (sums,) = run(launches.plan_bias_gradient, peaks, logarithms, delta)
-        of_bias = launches.geometry_of(seen).gradient_of_bias(sums.sum(0), query.shape).to(query.dtype)
     return tuple(query.new_empty(0) if of is None else of for of in (of_query, of_key, of_value, of_bias))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_rows as by_rows
+from localmix.kernels.triton import local_weight_by_strips as by_strips
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
@@ -33,6 +34,15 @@ _MOST_REGISTERS = 160
 
 _BY_WORDS = -2
 """Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
+
+_BY_STRIPS = -3
+"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows."""
+
+_MOST_CHANNELS = 24
+"""Of a thread that has a strip, for the fewest steps that a cache takes for its positions' lines."""
+
+_MOST_FEATURES = 240
+"""Of a thread that has a strip: so many lie in its registers, a quarter in each."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
@@ -102,7 +112,10 @@ def run_projected_apply(
             return
         if tile[3] == _BY_ROWS:
             it = _by_rows(tile, x, options)
-            tensors = (x, hidden, _with_bias(projection, bias), y)
+            tensors = (x, hidden, _with_bias(projection, bias, _block_of_rank(rank + has_bias)), y)
+        elif tile[3] == _BY_STRIPS:
+            it = _by_strips(tile, x, options)
+            tensors = (x, hidden, _with_bias(projection, bias, _blocks_of_rank(rank + has_bias)), y)
         else:
             it = _by_groups(tile, x, (0, 0, 0, 0, 0), options)
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
@@ -114,6 +127,9 @@ def run_projected_apply(
     strips = []
     if x.dtype != torch.float32:
         strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
+        # the products of other matrix units leave less room in the registers
+        if tuning.is_hopper(x) and not transposed:
+            strips = _tiles_by_strips(*x.shape[1:], dim, rank + has_bias, kernel[0]) + strips
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
     candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
@@ -168,11 +184,37 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     )
 
 
-def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:
-    """Projection with the bias as one more column, and zeros up to a block of features."""
+def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
+    groups, rank, has_bias, kernel, dilation, _ = options
+    rows, tile_w, weights, _, warps = tile
+    batch, height, width, channels = x.shape
+    shared, block_r = _shared_by_thread(channels // groups, weights), _blocks_of_rank(rank + has_bias)
+    # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
+    taps = min(32 // weights, 4 if rows == 2 else 2)
+    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), 8 * warps // tile_w
+    tiles_s, tiles_w = tuning.cdiv(batch * strips, tile_s), tuning.cdiv(width, tile_w)
+    # of all images of a tile, at most
+    reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
+    return tuning.Launch(
+        by_strips.apply_by_strips,
+        tiles_s * tiles_w * (channels // (weights * shared)),
+        (height, width, strips, batch * strips, tiles_w, *_before(kernel, dilation)),
+        (
+            *(groups, channels // groups, rank, *kernel, *dilation, has_bias, tuning.dot_dtype(x)),
+            *(tuning.integers_up_to(reach), rows, tile_w, weights, shared, taps, block_r, warps),
+        ),
+        warps,
+        stages=1,
+        # three programs then share the registers of a processor; what else there is to hold would spill
+        registers=168 if rows == 2 and block_r <= 128 and tuning.is_hopper(x) else None,
+    )
+
+
+def _with_bias(projection: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    """Projection with the bias as one more column, and zeros up to `size` columns."""
     columns = [projection] if bias is None else [projection, bias.unsqueeze(1)]
     rank = sum(column.shape[1] for column in columns)
-    return torch.cat([*columns, projection.new_zeros(len(projection), _block_of_rank(rank) - rank)], 1)
+    return torch.cat([*columns, projection.new_zeros(len(projection), size - rank)], 1)
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -186,8 +228,18 @@ def _shared(dim: int) -> int:
     return math.gcd(dim, _MOST_SHARED)
 
 
+def _shared_by_thread(dim: int, weights: int) -> int:
+    """Channels of a group of so many that share a weight, where a thread has a fourth of these for a position."""
+    return max(shared for shared in range(1, dim + 1) if dim % shared == 0 and weights // 4 * shared <= _MOST_CHANNELS)
+
+
 def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
+
+
+def _blocks_of_rank(rank: int) -> int:
+    """Of more features than one block has, the fewest in blocks of different powers of two."""
+    return max(_block_of_rank(rank), tuning.cdiv(rank, _SMALLEST_FACTOR) * _SMALLEST_FACTOR if rank > 128 else 0)
 
 
 def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
@@ -219,6 +271,28 @@ def _tiles_by_rows(
             sizes.append((weights, rows))
     most = tuning.next_power_of_2(height)
     return list(dict.fromkeys((min(rows, most), columns, weights, _BY_ROWS, 4) for weights, rows in sizes[:2]))
+
+
+@functools.cache
+def _tiles_by_strips(height: int, width: int, channels: int, dim: int, rank: int, taps_h: int) -> list[Tile]:
+    """Candidates (rows, columns, weights, `_BY_STRIPS`, warps), none where taps or features are too many to unroll."""
+    block_r = _blocks_of_rank(rank)
+    if block_r > _MOST_FEATURES or taps_h > 9:
+        return []
+    columns = min((8, 4, 2, 1), key=lambda size: tuning.cdiv(width, size) * size)
+    possible = []
+    for weights in (32, 16, 8):
+        shared = _shared_by_thread(dim, weights)
+        numbers = weights // 4 * shared
+        if channels % (weights * shared) == 0 and numbers % 4 == 0:
+            # the fewer channels share a weight, the more often it is made; the fewer a thread has, the more it reads
+            possible.append((dim // shared, -numbers, weights))
+    if not possible:
+        return []
+    _, numbers, weights = min(possible)
+    # where the sums and features of twice as many rows fit in the registers
+    rows = (2, 4) if height > 2 and -4 * numbers + block_r // 2 <= 128 else (2,)
+    return [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
 
 
 @functools.cache

@@ -114,8 +114,8 @@ def run_projected_apply(
             it = _by_rows(tile, x, options)
             tensors = (x, hidden, _with_bias(projection, bias, _block_of_rank(rank + has_bias)), y)
         elif tile[3] == _BY_STRIPS:
-            it = _by_strips(tile, x, options)
-            tensors = (x, hidden, _with_bias(projection, bias, _blocks_of_rank(rank + has_bias)), y)
+            it, lines = _by_strips(tile, x, options), _with_bias(projection, bias, _features_of_strips(options))
+            tensors = (x, hidden, _in_order_of_threads(lines) if transposed else lines, y)
         else:
             it = _by_groups(tile, x, (0, 0, 0, 0, 0), options)
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
@@ -128,8 +128,8 @@ def run_projected_apply(
     if x.dtype != torch.float32:
         strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
         # the products of other matrix units leave less room in the registers
-        if tuning.is_hopper(x) and not transposed:
-            strips = _tiles_by_strips(*x.shape[1:], dim, rank + has_bias, kernel[0]) + strips
+        if tuning.is_hopper(x):
+            strips = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(options), kernel[0], transposed) + strips
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
     candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
@@ -185,10 +185,10 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
 
 
 def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
-    groups, rank, has_bias, kernel, dilation, _ = options
+    groups, rank, has_bias, kernel, dilation, transposed = options
     rows, tile_w, weights, _, warps = tile
     batch, height, width, channels = x.shape
-    shared, block_r = _shared_by_thread(channels // groups, weights), _blocks_of_rank(rank + has_bias)
+    shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(options)
     # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
     taps = min(32 // weights, 4 if rows == 2 else 2)
     strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), 8 * warps // tile_w
@@ -196,7 +196,7 @@ def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     # of all images of a tile, at most
     reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
     return tuning.Launch(
-        by_strips.apply_by_strips,
+        by_strips.apply_transposed_by_strips if transposed else by_strips.apply_by_strips,
         tiles_s * tiles_w * (channels // (weights * shared)),
         (height, width, strips, batch * strips, tiles_w, *_before(kernel, dilation)),
         (
@@ -206,7 +206,7 @@ def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
         warps,
         stages=1,
         # three programs then share the registers of a processor; what else there is to hold would spill
-        registers=168 if rows == 2 and block_r <= 128 and tuning.is_hopper(x) else None,
+        registers=168 if rows == 2 and block_r <= 128 and not transposed else None,
     )
 
 
@@ -237,9 +237,16 @@ def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _blocks_of_rank(rank: int) -> int:
-    """Of more features than one block has, the fewest in blocks of different powers of two."""
-    return max(_block_of_rank(rank), tuning.cdiv(rank, _SMALLEST_FACTOR) * _SMALLEST_FACTOR if rank > 128 else 0)
+def _features_of_strips(options: _Options) -> int:
+    """That a line of the projection has by strips, bias and zeros among them: the sum of a few powers of two."""
+    rank, least = options.rank + options.has_bias, 32 if options.transposed else _SMALLEST_FACTOR
+    # up to 128 they are one block
+    return max(_block_of_rank(rank), tuning.cdiv(rank, least) * least if rank > 128 else least)
+
+
+def _in_order_of_threads(lines: Tensor) -> Tensor:
+    """Lines of features as `apply_transposed_by_strips` wants them."""
+    return lines.unflatten(1, (-1, 4, 4, 2)).transpose(2, 3).flatten(1)
 
 
 def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
@@ -274,10 +281,11 @@ def _tiles_by_rows(
 
 
 @functools.cache
-def _tiles_by_strips(height: int, width: int, channels: int, dim: int, rank: int, taps_h: int) -> list[Tile]:
+def _tiles_by_strips(
+    height: int, width: int, channels: int, dim: int, features: int, taps_h: int, transposed: bool
+) -> list[Tile]:
     """Candidates (rows, columns, weights, `_BY_STRIPS`, warps), none where taps or features are too many to unroll."""
-    block_r = _blocks_of_rank(rank)
-    if block_r > _MOST_FEATURES or taps_h > 9:
+    if features > _MOST_FEATURES or taps_h > 9:
         return []
     columns = min((8, 4, 2, 1), key=lambda size: tuning.cdiv(width, size) * size)
     possible = []
@@ -291,7 +299,7 @@ def _tiles_by_strips(height: int, width: int, channels: int, dim: int, rank: int
         return []
     _, numbers, weights = min(possible)
     # where the sums and features of twice as many rows fit in the registers
-    rows = (2, 4) if height > 2 and -4 * numbers + block_r // 2 <= 128 else (2,)
+    rows = (2, 4) if height > 2 and -4 * numbers + features // 2 <= 128 and not transposed else (2,)
     return [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
 
 

@@ -147,6 +147,7 @@ def apply_by_strips(
     TAPS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     WARPS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """What `local_weight_kernels.apply` computes, not transposed, of made weights.
 
@@ -155,6 +156,7 @@ def apply_by_strips(
     tile is 8 columns of a strip for each warp: so many of all strips of all images, `strips` of each, by `TILE_W`
     columns, a divisor of 8. A program makes `WEIGHTS` weights of a position, each for `SHARED` channels of one group,
     and those of `TAPS` taps by one product. Integers of the type `OFFSET` reach all of the images of a tile.
+    `AHEAD` leaves it to the compiler how far ahead it reads.
     """
     C: tl.constexpr = G * D
     OWN: tl.constexpr = WEIGHTS // 4  # of a position that a thread has
@@ -250,8 +252,9 @@ def apply_by_strips(
                             made += (_apart(product, 2 * TAPS * OWN),)
                         else:
                             made += ((),)
-                # without a branch the compiler moves products, and runs out of registers
-                for _again in range(tl.minimum(height, 1)):
+                # Without a branch the compiler reads too many rows of x ahead, and runs out of registers. It leaves out
+                # one on the height, as in the loop around this one, and lets a product run during the sums before it.
+                for _again in range(tl.minimum(height if AHEAD else width, 1)):
                     numbers = _numbers(read, VECTORS, VECTOR, HALF)
                     added = ()
                     for r in tl.static_range(ROWS):
@@ -437,8 +440,8 @@ def apply_transposed_by_strips(
                         product = tl.reshape(product, (WARPS, 2, 8, TAPS * WEIGHTS // 8, 4, 2))
                         product = tl.reshape(tl.permute(product, (0, 2, 4, 1, 3, 5)), (THREADS, 2 * TAPS * OWN))
                         made = _apart(product, 2 * TAPS * OWN)
-                        # without a branch the compiler moves products, and runs out of registers
-                        for _again in range(tl.minimum(height, 1)):
+                        # a branch, as in `apply_by_strips`
+                        for _again in range(tl.minimum(width, 1)):
                             added = ()
                             for r in tl.static_range(ROWS):
                                 of_row = sums[r * NUMBERS : (r + 1) * NUMBERS]

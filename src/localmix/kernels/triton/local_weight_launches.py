@@ -36,7 +36,10 @@ _BY_WORDS = -2
 """Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
 
 _BY_STRIPS = -3
-"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows."""
+"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows.
+
+A sixth number, 1, leaves it to the compiler how far ahead it reads.
+"""
 
 _MOST_CHANNELS = 24
 """Of a thread that has a strip, for the fewest steps that a cache takes for its positions' lines."""
@@ -124,15 +127,16 @@ def run_projected_apply(
     in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
     if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
         in_parts = []
-    strips = []
+    strips, of_groups = [], []
     if x.dtype != torch.float32:
-        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
+        is_hopper = tuning.is_hopper(x)
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, is_hopper)
         # the products of other matrix units leave less room in the registers
-        if tuning.is_hopper(x):
-            strips = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(options), kernel[0], transposed) + strips
+        if is_hopper:
+            of_groups = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(options), kernel[0], transposed)
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
-    candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
+    candidates = [*of_groups, *better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
     # maps of about one size share a tile, but not all of them have parts
     problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
@@ -186,7 +190,7 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
 
 def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     groups, rank, has_bias, kernel, dilation, transposed = options
-    rows, tile_w, weights, _, warps = tile
+    rows, tile_w, weights, _, warps, *ahead = tile
     batch, height, width, channels = x.shape
     shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(options)
     # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
@@ -202,11 +206,12 @@ def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
         (
             *(groups, channels // groups, rank, *kernel, *dilation, has_bias, tuning.dot_dtype(x)),
             *(tuning.integers_up_to(reach), rows, tile_w, weights, shared, taps, block_r, warps),
+            *(() if transposed else (bool(ahead),)),
         ),
         warps,
         stages=1,
         # three programs then share the registers of a processor; what else there is to hold would spill
-        registers=168 if rows == 2 and block_r <= 128 and not transposed else None,
+        registers=168 if rows == 2 and block_r <= 128 else None,
     )
 
 
@@ -300,7 +305,8 @@ def _tiles_by_strips(
     _, numbers, weights = min(possible)
     # where the sums and features of twice as many rows fit in the registers
     rows = (2, 4) if height > 2 and -4 * numbers + features // 2 <= 128 and not transposed else (2,)
-    return [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
+    tiles: list[Tile] = [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
+    return tiles if transposed else [*tiles, *[(*tile, 1) for tile in tiles]]
 
 
 @functools.cache

@@ -89,23 +89,50 @@ def _is_on(row, column, height, width):
 
 
 @triton.jit
-def _features(
-    pointers,
-    here,
-    FIRST: tl.constexpr,
+def _features_of_thread(
+    pointers, here, first, NUMBER: tl.constexpr, RANK: tl.constexpr, HAS_BIAS: tl.constexpr, FACTOR: tl.constexpr
+):
+    """Block [threads, features] of hidden: a fourth of `NUMBER` features of a position, 8 of every 32."""
+    of_thread = tl.arange(0, pointers.shape[0]) % 4 * 8
+    blocks = ()
+    for v in tl.static_range(NUMBER // 32):
+        rank = first + v * 32 + of_thread[:, None] + tl.arange(0, 8)[None, :]
+        block = tl.load(pointers[:, None] + rank, mask=here[:, None] & (rank < RANK), other=0).to(FACTOR)
+        if HAS_BIAS:
+            block = tl.where(rank == RANK, 1.0, block).to(FACTOR)
+        blocks += (block,)
+    for level in tl.static_range(3):
+        if NUMBER // 32 >> level > 1:
+            joined = ()
+            for i in tl.static_range(NUMBER // 64 >> level):
+                pair = tl.permute(tl.join(blocks[2 * i], blocks[2 * i + 1]), (0, 2, 1))
+                joined += (tl.reshape(pair, (pair.shape[0], 16 << level)),)
+            blocks = joined
+    return blocks[0]
+
+
+@triton.jit
+def _features_of_two(
+    upper,
+    lower,
+    upper_here,
+    lower_here,
+    first,
     NUMBER: tl.constexpr,
     RANK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     FACTOR: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
-    """Block [positions, features from `FIRST` on] of hidden, with one more feature, 1, for the bias."""
-    rank = FIRST + tl.arange(0, NUMBER)[None, :]
-    features = tl.load(pointers[:, None] + rank, mask=here[:, None] & (rank < RANK), other=0).to(FACTOR)
-    if HAS_BIAS:
-        features = tl.where(rank == RANK, 1.0, features).to(FACTOR)
-    # a product with the identity is exact, and leaves the features in the registers where a product reads them
-    identity = tl.where(tl.arange(0, NUMBER)[:, None] == tl.arange(0, NUMBER)[None, :], 1.0, 0.0).to(FACTOR)
-    return tl.dot(features, identity).to(FACTOR)
+    """Block [lines of a product, `NUMBER` features], read by the threads in whose registers a product reads them.
+
+    There a thread has four numbers of every 16 of each of two lines: pairs, 8 apart. They are features that lie side by
+    side in memory, as the second factor has its lines in that order too.
+    """
+    upper = _features_of_thread(upper, upper_here, first, NUMBER, RANK, HAS_BIAS, FACTOR)
+    lower = _features_of_thread(lower, lower_here, first, NUMBER, RANK, HAS_BIAS, FACTOR)
+    both = tl.reshape(tl.join(upper, lower), (WARPS, 8, 4, NUMBER // 16, 2, 2, 2))
+    return tl.reshape(tl.permute(both, (0, 6, 1, 3, 4, 2, 5)), (16 * WARPS, NUMBER))
 
 
 @triton.jit
@@ -152,8 +179,11 @@ def apply_by_strips(
     """What `local_weight_kernels.apply` computes, not transposed, of made weights.
 
     Lines of the projection are `BLOCK_R` numbers; the one after `RANK` of them is of the bias, the others are zero. As
-    a block has a power of two of them, features are in parts, whose sizes are the powers that sum up to `BLOCK_R`. A
-    tile is 8 columns of a strip for each warp: so many of all strips of all images, `strips` of each, by `TILE_W`
+    a block has a power of two of them, features are in parts, whose sizes are the powers that sum up to `BLOCK_R`. Of
+    every 32 the digits (thread, pair, number) have become (pair, thread, number), for the 4 threads of a position that
+    have 4 pairs each: `_features_of_two` says why.
+
+    A tile is 8 columns of a strip for each warp: so many of all strips of all images, `strips` of each, by `TILE_W`
     columns, a divisor of 8. A program makes `WEIGHTS` weights of a position, each for `SHARED` channels of one group,
     and those of `TAPS` taps by one product. Integers of the type `OFFSET` reach all of the images of a tile.
     `AHEAD` leaves it to the compiler how far ahead it reads.
@@ -191,22 +221,19 @@ def apply_by_strips(
     row, position = _places(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
     words = position * (C // 2) + first_channel // 2 + thread % 4 * (NUMBERS // 2)
     words = words[:, None] + tl.arange(0, VECTOR)[None, :]
-    # the lines of a product: for every warp the upper rows of 8 strips, and the rows below
-    of_lines = tl.arange(0, 16 * WARPS)
-    local = of_lines // 16 * 8 + of_lines % 8
-    lower = of_lines // 8 % 2 * DH
-    column_of_line = first_column + local % TILE_W
-    row_of_line, position_of_line = _places(local, first_strip, column_of_line, *tile, DH, ROWS, TILE_W, OFFSET)
-    row_of_line += lower
+    # the lines of a product are, for each column, two rows of its strip
     features = ()
     for t in tl.static_range(ROWS // 2):
-        here = _is_on(row_of_line + 2 * t * DH, column_of_line, height, width)
-        of_pair = hidden + ((position_of_line + lower * width) * RANK + (2 * t * DH * width).to(OFFSET) * RANK)
+        upper = hidden + position * RANK + (2 * t * DH * width).to(OFFSET) * RANK
+        lower = upper + (DH * width).to(OFFSET) * RANK
+        upper_here = _is_on(row + 2 * t * DH, column, height, width)
+        lower_here = _is_on(row + (2 * t + 1) * DH, column, height, width)
+        owners = (upper, lower, upper_here, lower_here)
         for level in tl.static_range(4):
             if BLOCK_R & (128 >> level):
                 # larger parts are before this one
-                first = BLOCK_R // (256 >> level) * (256 >> level)
-                features += (_features(of_pair, here, first, 128 >> level, RANK, HAS_BIAS, FACTOR),)
+                begin = BLOCK_R // (256 >> level) * (256 >> level)
+                features += (_features_of_two(*owners, begin, 128 >> level, RANK, HAS_BIAS, FACTOR, WARPS),)
 
     sums = (tl.zeros((THREADS,), tl.float32),) * (ROWS * NUMBERS)
     for j in range(KW):
@@ -281,45 +308,6 @@ def apply_by_strips(
 
 
 @triton.jit
-def _features_of_thread(
-    pointers, here, first, NUMBER: tl.constexpr, RANK: tl.constexpr, HAS_BIAS: tl.constexpr, FACTOR: tl.constexpr
-):
-    """Block [threads, features] of hidden: a fourth of `NUMBER` features of a position, 8 of every 32."""
-    of_thread = tl.arange(0, pointers.shape[0]) % 4 * 8
-    blocks = ()
-    for v in tl.static_range(NUMBER // 32):
-        rank = first + v * 32 + of_thread[:, None] + tl.arange(0, 8)[None, :]
-        block = tl.load(pointers[:, None] + rank, mask=here[:, None] & (rank < RANK), other=0).to(FACTOR)
-        if HAS_BIAS:
-            block = tl.where(rank == RANK, 1.0, block).to(FACTOR)
-        blocks += (block,)
-    for level in tl.static_range(3):
-        if NUMBER // 32 >> level > 1:
-            joined = ()
-            for i in tl.static_range(NUMBER // 64 >> level):
-                pair = tl.permute(tl.join(blocks[2 * i], blocks[2 * i + 1]), (0, 2, 1))
-                joined += (tl.reshape(pair, (pair.shape[0], 16 << level)),)
-            blocks = joined
-    return blocks[0]
-
-
-@triton.jit
-def _features_of_two(
-    upper, lower, upper_here, lower_here, first, NUMBER: tl.constexpr, RANK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    FACTOR: tl.constexpr, WARPS: tl.constexpr
-):  # fmt: skip
-    """Block [lines of a product, `NUMBER` features], read by the threads in whose registers a product reads them.
-
-    There a thread has four numbers of every 16 of each of two lines: pairs, 8 apart. They are features that lie side by
-    side in memory, as the second factor has its lines in that order too.
-    """
-    upper = _features_of_thread(upper, upper_here, first, NUMBER, RANK, HAS_BIAS, FACTOR)
-    lower = _features_of_thread(lower, lower_here, first, NUMBER, RANK, HAS_BIAS, FACTOR)
-    both = tl.reshape(tl.join(upper, lower), (WARPS, 8, 4, NUMBER // 16, 2, 2, 2))
-    return tl.reshape(tl.permute(both, (0, 6, 1, 3, 4, 2, 5)), (16 * WARPS, NUMBER))
-
-
-@triton.jit
 def apply_transposed_by_strips(
     x,
     hidden,
@@ -352,9 +340,7 @@ def apply_transposed_by_strips(
 ):
     """`apply_by_strips`, transposed: weights are those of the positions that x is read from.
 
-    So the lines of a product are, for each column, two rows of x, and their features are read with these. Of every 32
-    numbers of a line of the projection the digits (thread, pair, number) have become (pair, thread, number), for the 4
-    threads of a position that have 4 pairs each.
+    So the lines of a product are, for each column, two rows of x, and their features are read with these.
     """
     C: tl.constexpr = G * D
     OWN: tl.constexpr = WEIGHTS // 4  # of a position that a thread has

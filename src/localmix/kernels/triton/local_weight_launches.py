@@ -117,8 +117,9 @@ def run_projected_apply(
             it = _by_rows(tile, x, options)
             tensors = (x, hidden, _with_bias(projection, bias, _block_of_rank(rank + has_bias)), y)
         elif tile[3] == _BY_STRIPS:
-            it, lines = _by_strips(tile, x, options), _with_bias(projection, bias, _features_of_strips(options))
-            tensors = (x, hidden, _in_order_of_threads(lines) if transposed else lines, y)
+            it = _by_strips(tile, x, options)
+            lines = _with_bias(projection, bias, _features_of_strips(rank + has_bias))
+            tensors = (x, hidden, _in_order_of_threads(lines), y)
         else:
             it = _by_groups(tile, x, (0, 0, 0, 0, 0), options)
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
@@ -133,7 +134,7 @@ def run_projected_apply(
         strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, is_hopper)
         # the products of other matrix units leave less room in the registers
         if is_hopper:
-            of_groups = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(options), kernel[0], transposed)
+            of_groups = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(rank + has_bias), kernel[0], transposed)
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
     candidates = [*of_groups, *better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
@@ -192,7 +193,7 @@ def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     groups, rank, has_bias, kernel, dilation, transposed = options
     rows, tile_w, weights, _, warps, *ahead = tile
     batch, height, width, channels = x.shape
-    shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(options)
+    shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(rank + has_bias)
     # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
     taps = min(32 // weights, 4 if rows == 2 else 2)
     strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), 8 * warps // tile_w
@@ -242,15 +243,13 @@ def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
 
 
-def _features_of_strips(options: _Options) -> int:
+def _features_of_strips(rank: int) -> int:
     """That a line of the projection has by strips, bias and zeros among them: the sum of a few powers of two."""
-    rank, least = options.rank + options.has_bias, 32 if options.transposed else _SMALLEST_FACTOR
-    # up to 128 they are one block
-    return max(_block_of_rank(rank), tuning.cdiv(rank, least) * least if rank > 128 else least)
+    return max(_block_of_rank(rank), tuning.cdiv(rank, 32) * 32 if rank > 128 else 32)
 
 
 def _in_order_of_threads(lines: Tensor) -> Tensor:
-    """Lines of features as `apply_transposed_by_strips` wants them."""
+    """Lines of features in the order in which a product by strips finds them in its threads."""
     return lines.unflatten(1, (-1, 4, 4, 2)).transpose(2, 3).flatten(1)
 
 

@@ -58,6 +58,17 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         # two and four channels share a weight
         ("_BY_ROWS", (1, 13, 4, 192), 32, 24, (5, 3), (2, 2), True),
         ("_BY_ROWS", (1, 5, 13, 64), 16, 40, (2, 4), (1, 1), False),
+        # a group of 3 is of one thread; strips of 2 and 4 rows in several images, rows and columns beyond the map
+        ("_BY_STRIPS", (2, 5, 9, 48), 16, 15, (3, 3), (1, 1), True),
+        ("_BY_STRIPS", (3, 5, 3, 96), 32, 16, (4, 2), (1, 2), False),
+        # no shared weights, a dilation larger than the map has rows; more taps than rows and columns, one feature
+        ("_BY_STRIPS", (2, 3, 5, 32), 32, 31, (3, 2), (4, 1), True),
+        ("_BY_STRIPS", (1, 3, 2, 64), 32, 1, (7, 7), (1, 1), True),
+        # two and four taps of larger groups are made by one product; words of 8 bytes; features in several blocks
+        ("_BY_STRIPS", (1, 6, 5, 96), 16, 33, (5, 3), (2, 1), True),
+        ("_BY_STRIPS", (1, 5, 3, 96), 8, 24, (7, 2), (1, 1), False),
+        ("_BY_STRIPS", (1, 5, 4, 80), 16, 16, (2, 3), (1, 1), True),
+        ("_BY_STRIPS", (1, 3, 4, 96), 4, 200, (3, 2), (1, 1), True),
         # in one part, of large groups and of small ones that no other candidate takes
         ("_BY_WORDS", (3, 3, 5, 72), 3, 24, (3, 3), (1, 1), True),
         ("_BY_WORDS", (1, 6, 7, 9), 9, 70, (3, 2), (1, 2), False),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.triton import local_weight_by_rows as by_rows
+from localmix.kernels.triton import local_weight_by_strips as by_strips
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
@@ -33,6 +34,18 @@ _MOST_REGISTERS = 160
 
 _BY_WORDS = -2
 """Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
+
+_BY_STRIPS = -3
+"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows.
+
+A sixth number, 1, leaves it to the compiler how far ahead it reads.
+"""
+
+_MOST_CHANNELS = 24
+"""Of a thread that has a strip, for the fewest steps that a cache takes for its positions' lines."""
+
+_MOST_FEATURES = 240
+"""Of a thread that has a strip: so many lie in its registers, a quarter in each."""
 
 _NUMBERS = 64
 """Of x for a thread, at most."""
@@ -102,7 +115,11 @@ def run_projected_apply(
             return
         if tile[3] == _BY_ROWS:
             it = _by_rows(tile, x, options)
-            tensors = (x, hidden, _with_bias(projection, bias), y)
+            tensors = (x, hidden, _with_bias(projection, bias, _block_of_rank(rank + has_bias)), y)
+        elif tile[3] == _BY_STRIPS:
+            it = _by_strips(tile, x, options)
+            lines = _with_bias(projection, bias, _features_of_strips(rank + has_bias))
+            tensors = (x, hidden, _in_order_of_threads(lines), y)
         else:
             it = _by_groups(tile, x, (0, 0, 0, 0, 0), options)
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
@@ -111,12 +128,16 @@ def run_projected_apply(
     in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
     if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
         in_parts = []
-    strips = []
+    strips, of_groups = [], []
     if x.dtype != torch.float32:
-        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, tuning.is_hopper(x))
+        is_hopper = tuning.is_hopper(x)
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, is_hopper)
+        # the products of other matrix units leave less room in the registers
+        if is_hopper:
+            of_groups = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(rank + has_bias), kernel[0], transposed)
     # the fewer channels a weight serves, the more it costs to write and to read it
     better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
-    candidates = [*better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
+    candidates = [*of_groups, *better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
     # maps of about one size share a tile, but not all of them have parts
     problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
@@ -168,11 +189,38 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     )
 
 
-def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:
-    """Projection with the bias as one more column, and zeros up to a block of features."""
+def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
+    groups, rank, has_bias, kernel, dilation, transposed = options
+    rows, tile_w, weights, _, warps, *ahead = tile
+    batch, height, width, channels = x.shape
+    shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(rank + has_bias)
+    # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
+    taps = min(32 // weights, 4 if rows == 2 else 2)
+    strips, tile_s = dilation[0] * tuning.cdiv(height, rows * dilation[0]), 8 * warps // tile_w
+    tiles_s, tiles_w = tuning.cdiv(batch * strips, tile_s), tuning.cdiv(width, tile_w)
+    # of all images of a tile, at most
+    reach = (tuning.cdiv(tile_s, strips) + 1) * height * width * max(channels, rank)
+    return tuning.Launch(
+        by_strips.apply_transposed_by_strips if transposed else by_strips.apply_by_strips,
+        tiles_s * tiles_w * (channels // (weights * shared)),
+        (height, width, strips, batch * strips, tiles_w, *_before(kernel, dilation)),
+        (
+            *(groups, channels // groups, rank, *kernel, *dilation, has_bias, tuning.dot_dtype(x)),
+            *(tuning.integers_up_to(reach), rows, tile_w, weights, shared, taps, block_r, warps),
+            *(() if transposed else (bool(ahead),)),
+        ),
+        warps,
+        stages=1,
+        # three programs then share the registers of a processor; what else there is to hold would spill
+        registers=168 if rows == 2 and block_r <= 128 else None,
+    )
+
+
+def _with_bias(projection: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    """Projection with the bias as one more column, and zeros up to `size` columns."""
     columns = [projection] if bias is None else [projection, bias.unsqueeze(1)]
     rank = sum(column.shape[1] for column in columns)
-    return torch.cat([*columns, projection.new_zeros(len(projection), _block_of_rank(rank) - rank)], 1)
+    return torch.cat([*columns, projection.new_zeros(len(projection), size - rank)], 1)
 
 
 def _before(kernel: Sequence[int], dilation: Sequence[int]) -> Pair:
@@ -186,8 +234,23 @@ def _shared(dim: int) -> int:
     return math.gcd(dim, _MOST_SHARED)
 
 
+def _shared_by_thread(dim: int, weights: int) -> int:
+    """Channels of a group of so many that share a weight, where a thread has a fourth of these for a position."""
+    return max(shared for shared in range(1, dim + 1) if dim % shared == 0 and weights // 4 * shared <= _MOST_CHANNELS)
+
+
 def _block_of_rank(rank: int) -> int:
     return min(max(tuning.next_power_of_2(rank), _SMALLEST_FACTOR), 128)
+
+
+def _features_of_strips(rank: int) -> int:
+    """That a line of the projection has by strips, bias and zeros among them: the sum of a few powers of two."""
+    return max(_block_of_rank(rank), tuning.cdiv(rank, 32) * 32 if rank > 128 else 32)
+
+
+def _in_order_of_threads(lines: Tensor) -> Tensor:
+    """Lines of features in the order in which a product by strips finds them in its threads."""
+    return lines.unflatten(1, (-1, 4, 4, 2)).transpose(2, 3).flatten(1)
 
 
 def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Sequence[int]) -> list[Tile]:
@@ -219,6 +282,30 @@ def _tiles_by_rows(
             sizes.append((weights, rows))
     most = tuning.next_power_of_2(height)
     return list(dict.fromkeys((min(rows, most), columns, weights, _BY_ROWS, 4) for weights, rows in sizes[:2]))
+
+
+@functools.cache
+def _tiles_by_strips(
+    height: int, width: int, channels: int, dim: int, features: int, taps_h: int, transposed: bool
+) -> list[Tile]:
+    """Candidates (rows, columns, weights, `_BY_STRIPS`, warps), none where taps or features are too many to unroll."""
+    if features > _MOST_FEATURES or taps_h > 9:
+        return []
+    columns = min((8, 4, 2, 1), key=lambda size: tuning.cdiv(width, size) * size)
+    possible = []
+    for weights in (32, 16, 8):
+        shared = _shared_by_thread(dim, weights)
+        numbers = weights // 4 * shared
+        if channels % (weights * shared) == 0 and numbers % 4 == 0:
+            # the fewer channels share a weight, the more often it is made; the fewer a thread has, the more it reads
+            possible.append((dim // shared, -numbers, weights))
+    if not possible:
+        return []
+    _, numbers, weights = min(possible)
+    # where the sums and features of twice as many rows fit in the registers
+    rows = (2, 4) if height > 2 and -4 * numbers + features // 2 <= 128 and not transposed else (2,)
+    tiles: list[Tile] = [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
+    return tiles if transposed else [*tiles, *[(*tile, 1) for tile in tiles]]
 
 
 @functools.cache

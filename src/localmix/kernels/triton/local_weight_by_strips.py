@@ -174,7 +174,6 @@ def apply_by_strips(
     TAPS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     WARPS: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """What `local_weight_kernels.apply` computes, not transposed, of made weights.
 
@@ -186,7 +185,6 @@ def apply_by_strips(
     A tile is 8 columns of a strip for each warp: so many of all strips of all images, `strips` of each, by `TILE_W`
     columns, a divisor of 8. A program makes `WEIGHTS` weights of a position, each for `SHARED` channels of one group,
     and those of `TAPS` taps by one product. Integers of the type `OFFSET` reach all of the images of a tile.
-    `AHEAD` leaves it to the compiler how far ahead it reads.
     """
     C: tl.constexpr = G * D
     OWN: tl.constexpr = WEIGHTS // 4  # of a position that a thread has
@@ -280,8 +278,8 @@ def apply_by_strips(
                         else:
                             made += ((),)
                 # Without a branch the compiler reads too many rows of x ahead, and runs out of registers. It leaves out
-                # one on the height, as in the loop around this one, and lets a product run during the sums before it.
-                for _again in range(tl.minimum(height if AHEAD else width, 1)):
+                # one on the height, as in the loop around this one.
+                for _again in range(tl.minimum(width, 1)):
                     numbers = _numbers(read, VECTORS, VECTOR, HALF)
                     added = ()
                     for r in tl.static_range(ROWS):

@@ -36,10 +36,7 @@ _BY_WORDS = -2
 """Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
 
 _BY_STRIPS = -3
-"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows.
-
-A sixth number, 1, leaves it to the compiler how far ahead it reads.
-"""
+"""Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows."""
 
 _MOST_CHANNELS = 24
 """Of a thread that has a strip, for the fewest steps that a cache takes for its positions' lines."""
@@ -125,7 +122,7 @@ def run_projected_apply(
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
         tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
 
-    in_parts = _tiles_by_words(x, groups, kernel, dilation)[:2]
+    in_parts = _tiles_by_words(x, groups, kernel, dilation)[:1]
     if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
         in_parts = []
     strips, of_groups = [], []
@@ -191,7 +188,7 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
 
 def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
     groups, rank, has_bias, kernel, dilation, transposed = options
-    rows, tile_w, weights, _, warps, *ahead = tile
+    rows, tile_w, weights, _, warps = tile
     batch, height, width, channels = x.shape
     shared, block_r = _shared_by_thread(channels // groups, weights), _features_of_strips(rank + has_bias)
     # a product has 32 columns if it can; for the next two rows of a strip it is made two taps later
@@ -207,7 +204,6 @@ def _by_strips(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
         (
             *(groups, channels // groups, rank, *kernel, *dilation, has_bias, tuning.dot_dtype(x)),
             *(tuning.integers_up_to(reach), rows, tile_w, weights, shared, taps, block_r, warps),
-            *(() if transposed else (bool(ahead),)),
         ),
         warps,
         stages=1,
@@ -304,8 +300,7 @@ def _tiles_by_strips(
     _, numbers, weights = min(possible)
     # where the sums and features of twice as many rows fit in the registers
     rows = (2, 4) if height > 2 and -4 * numbers + features // 2 <= 128 and not transposed else (2,)
-    tiles: list[Tile] = [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
-    return tiles if transposed else [*tiles, *[(*tile, 1) for tile in tiles]]
+    return [(size, columns, weights, _BY_STRIPS, 4) for size in rows]
 
 
 @functools.cache

@@ -82,8 +82,8 @@ def _read_row(
     OFFSET: tl.constexpr,
     C: tl.constexpr,
     NUMBER: tl.constexpr,
-    LEFT: tl.constexpr = 0,
-    WIDTH: tl.constexpr = 0,
+    LEFT: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """So many columns of a row, from the first ones on, where x points: a tuple; 0 outside of the map.
 
@@ -286,18 +286,18 @@ def shared_weight_gradient_in_registers(
         for t in tl.static_range(KH - 1):
             o = begin - (KH - 1) + t
             end_of_map = tl.where((o >= 0) & (o < rows), height, 0)
-            read = _read_row(own, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
+            read = _read_row(own, first_row + o * DH, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS, 0, 0)
             of_bias = _with_sum(of_bias, read, OF_BIAS, COLUMNS)
             lines += read
         row = first_row + begin * DH
         end_of_map = tl.where(begin < rows, height, 0)
-        read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
-        numbers = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+        read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS, 0, 0)
+        numbers = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES, 0, 0)
         for q in range(begin, end):
             row = first_row + (q + 1) * DH
             end_of_map = tl.where(q + 1 < rows, height, 0)
-            next_read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS)
-            following = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES)
+            next_read = _read_row(own, row, end_of_map, column, width, real, DW, OFFSET, C, COLUMNS, 0, 0)
+            following = _read_row(sources, row - TOP, height, column - LEFT, width, real, DW, OFFSET, C, SOURCES, 0, 0)
             of_bias = _with_sum(of_bias, read, OF_BIAS, COLUMNS)
             lines += read
             added = ()

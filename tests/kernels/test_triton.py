@@ -325,6 +325,6 @@ def test_every_tile_of_local_weights_is_within_the_budget(operator, dtype, regis
     while seen < most:
         check_operator(operator, tensors, options, torch.randn(x).to(dtype), impl="triton")
         seen += 1
-    assert seen > 2
+    assert seen > 1
     has_strips = operator.startswith("projected") and dtype != torch.float32
     assert kinds == {0, launches._BY_WORDS, *([launches._BY_ROWS] if has_strips else [])}

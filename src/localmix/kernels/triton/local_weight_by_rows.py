@@ -56,7 +56,7 @@ def _weights(features, factor, WARPS: tl.constexpr, WEIGHTS: tl.constexpr, SHARE
 
 
 @triton.jit
-def _places(
+def places_of(
     local,
     first_strip,
     column,
@@ -82,7 +82,7 @@ def _places(
 
 
 @triton.jit
-def _is_on(row, column, height, width):
+def is_on(row, column, height, width):
     """Whether positions are on the map."""
     # without sign, what is before the map is far behind it: one comparison instead of two
     return (row.to(tl.uint32) < height.to(tl.uint32)) & (column.to(tl.uint32) < width.to(tl.uint32))
@@ -124,8 +124,8 @@ def _read_row(
     """What `_read` reads, so many rows and columns from both positions of a thread."""
     column, row_0, words_0, row_1, words_1 = places
     x += (down * width + right).to(OFFSET) * (C // 2)
-    of_first = _read(x + words_0, _is_on(row_0 + down, column + right, height, width), VECTORS, VECTOR)
-    return of_first + _read(x + words_1, _is_on(row_1 + down, column + right, height, width), VECTORS, VECTOR)
+    of_first = _read(x + words_0, is_on(row_0 + down, column + right, height, width), VECTORS, VECTOR)
+    return of_first + _read(x + words_1, is_on(row_1 + down, column + right, height, width), VECTORS, VECTOR)
 
 
 @triton.jit
@@ -215,15 +215,15 @@ def apply_by_rows(
     column = first_column + local % TILE_W
     of_thread = (first_channel // 2 + thread % 4 * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
     tile = (strips, all_strips, height, width)
-    row_0, position_0 = _places(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
-    row_1, position_1 = _places(local + 8, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
+    row_0, position_0 = places_of(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
+    row_1, position_1 = places_of(local + 8, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
     words_0 = position_0[:, None] * (C // 2) + of_thread
     words_1 = position_1[:, None] * (C // 2) + of_thread
     places = (column, row_0, words_0, row_1, words_1)
     # the positions of a tile in order, as a product takes their features
     local = tl.arange(0, 16 * WARPS)
     column_of_tile = first_column + local % TILE_W
-    row, position = _places(local, first_strip, column_of_tile, *tile, DH, ROWS, TILE_W, OFFSET)
+    row, position = places_of(local, first_strip, column_of_tile, *tile, DH, ROWS, TILE_W, OFFSET)
     of_hidden = position[:, None] * RANK + rank
     identity = tl.where(tl.arange(0, BLOCK_R)[:, None] == rank, 1.0, 0.0).to(FACTOR)
 
@@ -232,7 +232,7 @@ def apply_by_rows(
     sums = ()
     for r in tl.static_range(ROWS):
         if not TRANSPOSED:
-            here = _is_on(row + r * DH, column_of_tile, height, width)
+            here = is_on(row + r * DH, column_of_tile, height, width)
             below = hidden + (r * DH * width).to(OFFSET) * RANK
             of_row = _features(below + of_hidden, here, RANK, BLOCK_R, HAS_BIAS, FACTOR)
             # a product with the identity is exact, and leaves the features in the registers where a product reads them
@@ -265,7 +265,7 @@ def apply_by_rows(
                 for again in range(tl.where((strips > 1) | ((down >= 0) & (down < height)), 1, 0)):
                     numbers = _numbers(words, VECTORS, VECTOR, HALF)
                     if TRANSPOSED:
-                        here = _is_on(row + down, column_of_tile + beside, height, width)
+                        here = is_on(row + down, column_of_tile + beside, height, width)
                         owner = hidden + ((down + again) * width + beside).to(OFFSET) * RANK + of_hidden
                         owner = _features(owner, here, RANK, BLOCK_R, HAS_BIAS, FACTOR)
                     added = ()
@@ -281,7 +281,7 @@ def apply_by_rows(
     for r in tl.static_range(ROWS):
         below = y + (r * DH * width).to(OFFSET) * (C // 2)
         blocks = _in_parts(sums[r], 2 * VECTORS, 2 * VECTOR)
-        here = _is_on(row_0 + r * DH, column, height, width)
+        here = is_on(row_0 + r * DH, column, height, width)
         _write(below + words_0, here, blocks[:VECTORS], VECTORS, VECTOR, HALF)
-        here = _is_on(row_1 + r * DH, column, height, width)
+        here = is_on(row_1 + r * DH, column, height, width)
         _write(below + words_1, here, blocks[VECTORS:], VECTORS, VECTOR, HALF)

@@ -12,6 +12,7 @@ Channels of a group need not be a power of two, so numbers of a thread are block
 import triton
 import triton.language as tl
 
+from localmix.kernels.triton.local_weight_by_rows import is_on, places_of
 from localmix.kernels.triton.local_weight_by_words import numbers_of, word_of
 
 
@@ -65,27 +66,6 @@ def _numbers(words, VECTORS: tl.constexpr, VECTOR: tl.constexpr, HALF: tl.conste
         for i in tl.static_range(VECTOR):
             numbers += (low[i], high[i])
     return numbers
-
-
-@triton.jit
-def _places(local, first_strip, column, strips, all_strips, height, width, DH, ROWS, TILE_W, OFFSET):
-    """Row and position, counted from its first image on, of the first rows of strips of a tile in some columns.
-
-    Those beyond the last strip have a row from which no step leads to the map.
-    """
-    strip = (first_strip % strips).to(tl.int32) + local // TILE_W
-    image = strip // strips
-    strip = strip % strips
-    is_real = first_strip + local // TILE_W < all_strips
-    row = tl.where(is_real, strip // DH * (ROWS * DH) + strip % DH, -(2**30))
-    return row, (image.to(OFFSET) * height + row) * width + column
-
-
-@triton.jit
-def _is_on(row, column, height, width):
-    """Whether positions are on the map."""
-    # without sign, what is before the map is far behind it: one comparison instead of two
-    return (row.to(tl.uint32) < height.to(tl.uint32)) & (column.to(tl.uint32) < width.to(tl.uint32))
 
 
 @triton.jit
@@ -216,7 +196,7 @@ def apply_by_strips(
     thread = tl.arange(0, THREADS)
     local = thread // 4
     column = first_column + local % TILE_W
-    row, position = _places(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
+    row, position = places_of(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
     words = position * (C // 2) + first_channel // 2 + thread % 4 * (NUMBERS // 2)
     words = words[:, None] + tl.arange(0, VECTOR)[None, :]
     # the lines of a product are, for each column, two rows of its strip
@@ -224,8 +204,8 @@ def apply_by_strips(
     for t in tl.static_range(ROWS // 2):
         upper = hidden + position * RANK + (2 * t * DH * width).to(OFFSET) * RANK
         lower = upper + (DH * width).to(OFFSET) * RANK
-        upper_here = _is_on(row + 2 * t * DH, column, height, width)
-        lower_here = _is_on(row + (2 * t + 1) * DH, column, height, width)
+        upper_here = is_on(row + 2 * t * DH, column, height, width)
+        lower_here = is_on(row + (2 * t + 1) * DH, column, height, width)
         owners = (upper, lower, upper_here, lower_here)
         for level in tl.static_range(4):
             if BLOCK_R & (128 >> level):
@@ -237,7 +217,7 @@ def apply_by_strips(
     for j in range(KW):
         right = j * DW - left
         pointers = x + (right - top * width).to(OFFSET) * (C // 2) + words
-        following = _read(pointers, _is_on(row - top, column + right, height, width), VECTORS, VECTOR)
+        following = _read(pointers, is_on(row - top, column + right, height, width), VECTORS, VECTOR)
         factors = ()
         for i in tl.static_range((KH + TAPS - 1) // TAPS):
             # beyond the last tap there are weights that are not used
@@ -261,7 +241,7 @@ def apply_by_strips(
                 if m < ROWS + KH - 2:
                     down = (m + 1) * DH - top
                     pointers = x + (down * width + beside).to(OFFSET) * (C // 2) + words
-                    following = _read(pointers, _is_on(row + down, column + beside, height, width), VECTORS, VECTOR)
+                    following = _read(pointers, is_on(row + down, column + beside, height, width), VECTORS, VECTOR)
                 if m % TAPS == 0:
                     earlier = made
                     made = ()
@@ -295,7 +275,7 @@ def apply_by_strips(
                     sums = added
 
     for r in tl.static_range(ROWS):
-        here = _is_on(row + r * DH, column, height, width)
+        here = is_on(row + r * DH, column, height, width)
         below = y + (r * DH * width).to(OFFSET) * (C // 2) + words
         for v in tl.static_range(VECTORS):
             of_vector = ()
@@ -372,7 +352,7 @@ def apply_transposed_by_strips(
     local = thread // 4
     column = first_column + local % TILE_W
     tile = (strips, all_strips, height, width)
-    row, position = _places(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
+    row, position = places_of(local, first_strip, column, *tile, DH, ROWS, TILE_W, OFFSET)
     words = position * (C // 2) + first_channel // 2 + thread % 4 * (NUMBERS // 2)
     words = words[:, None] + tl.arange(0, VECTOR)[None, :]
     owner = hidden + position * RANK
@@ -399,8 +379,8 @@ def apply_transposed_by_strips(
                 above = first + m * DH
                 upper = (above * width + beside).to(OFFSET)
                 lower = (above * width + beside + DH * width).to(OFFSET)
-                upper_here = _is_on(row + above, column + beside, height, width)
-                lower_here = _is_on(row + above + DH, column + beside, height, width)
+                upper_here = is_on(row + above, column + beside, height, width)
+                lower_here = is_on(row + above + DH, column + beside, height, width)
                 words_of_two = (_read(x + upper * (C // 2) + words, upper_here, VECTORS, VECTOR),)
                 if m < LAST:
                     words_of_two += (_read(x + lower * (C // 2) + words, lower_here, VECTORS, VECTOR),)
@@ -437,7 +417,7 @@ def apply_transposed_by_strips(
                             sums = added
 
     for r in tl.static_range(ROWS):
-        here = _is_on(row + r * DH, column, height, width)
+        here = is_on(row + r * DH, column, height, width)
         below = y + (r * DH * width).to(OFFSET) * (C // 2) + words
         for v in tl.static_range(VECTORS):
             of_vector = ()

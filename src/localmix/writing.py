@@ -10,6 +10,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
+from localmix.causes import causes
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -44,7 +46,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except BaseException as error:
         if partial:
             partial.unlink(missing_ok=True)
-        cause = _os_error(error)
+        # torch.save hides it behind a RuntimeError of its own
+        cause = next((behind for behind in causes(error) if isinstance(behind, OSError)), None)
         if cause is None:
             raise
         kept = "; the file that was there before is kept" if path.exists() else ""
@@ -88,10 +91,3 @@ def _remove_left(folder: Path) -> None:
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The error of the operating system behind `error`: torch.save hides it behind a RuntimeError of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error

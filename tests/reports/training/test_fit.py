@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 import weakref
 
 import pytest
@@ -372,22 +373,57 @@ def test_tensorboard_shows_each_step_once(fit, few_images, tmp_path, in_front_of
     assert len(events.Scalars("val_top1")) == 2
 
 
+def kill_the_worker():
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_worker_that_is_killed_ends_the_run_which_goes_on(fit, few_images, tmp_path, in_front_of, capsys):
+@pytest.mark.parametrize("when", ["a step", "a checkpoint"])
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on(
+    fit, few_images, tmp_path, in_front_of, monkeypatch, capsys, when
+):
     folders(tmp_path / "images", few_images["train"][0])
     settings = {"data.root": tmp_path / "images", "data.workers": 1, "trainer.max_epochs": 2, "save.every": 1}
     killed = []
 
     def kill(task, batch, index):
         if task.global_step == 3 and not killed:
-            (worker,) = multiprocessing.active_children()
-            killed.append(os.kill(worker.pid, signal.SIGKILL))
+            killed.append(kill_the_worker())
 
-    in_front_of(kill)
+    def save(checkpoint, file, *args):
+        if checkpoint["global_step"] == 3 and not killed:
+            killed.append(True)
+            file = Killing(file)
+        return write(checkpoint, file, *args)
+
+    write = torch.save
+    if when == "a step":
+        in_front_of(kill)
+    else:
+        monkeypatch.setattr(torch, "save", save)
     assert fit(tmp_path / "run", **settings) == 1
     assert "data.workers: a process that loads images has ended" in capsys.readouterr().err
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
     assert fit(tmp_path / "run", **settings) == 0
     assert len(losses(tmp_path / "run")) == 12
+
+
+class Killing:
+    """A file within whose third write the worker is killed and PyTorch's handler of that is run."""
+
+    def __init__(self, file):
+        self.file, self.writes = file, 0
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        self.writes += 1
+        if self.writes == 3:
+            kill_the_worker()
+            time.sleep(10)
+        return self.file.write(content)
 
 
 def folders(root, images):

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import distributed
 
+from localmix.causes import causes
 from localmix.reports.environment import command, commit, environment
 from localmix.reports.progress import Display
 from localmix.reports.results import write_json
@@ -49,17 +50,23 @@ def main(arguments: Sequence[str]) -> int:
         except NonFinite as error:
             print(f"localmix: error: {error}", file=sys.stderr)
             return 0 if is_helper() else 1
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except Exception as error:
+            # PyTorch says it wherever the process happens to be, also within code that answers by an error of its own
+            words = next((str(behind) for behind in causes(error) if _is_of_a_worker(behind)), None)
+            if words is None:
                 raise
             print(
-                f"localmix: error: data.workers: a process that loads images has ended ({str(error).strip()}), perhaps "
+                f"localmix: error: data.workers: a process that loads images has ended ({words.strip()}), perhaps "
                 f"for want of memory; the same command goes on from the last checkpoint in {settings.output}",
                 file=sys.stderr,
             )
             # also of a helper: the others would wait for it
             return 1
     return 0
+
+
+def _is_of_a_worker(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> None:

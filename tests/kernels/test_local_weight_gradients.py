@@ -129,7 +129,8 @@ def test_of_some_rows_of_a_map(gradients, dilation):
     whole, rows = unwritten((1, 9, 4), 2, 6, torch.float32), unwritten((1, 5, 4), 2, 6, torch.float32)
     gradients.run_weight_gradient(gradient, x, whole, (3, 2), dilation)
     tensors = (gradient[:, 3:8], x, rows)
-    it = gradients._chosen(tensors, (3, 2), dilation, 3)
+    plan = gradients._plan(tensors, (3, 2), dilation, 3)
+    it = plan.launch(*plan.tiles[0])
     gradients.tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
     assert rows.equal(whole[:, 3:8])
 
@@ -140,10 +141,10 @@ def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
     """Three images of 3 rows of 4 positions with 2 * 6 weights are 144 numbers each; also with bias and without."""
     from localmix.kernels.triton import local_weight_launches, local_weight_parts
 
-    monkeypatch.setattr(local_weight_parts, "_BUFFER_BYTES", 4 * most)
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_BYTES", (4 * most,))
     monkeypatch.setattr(local_weight_parts, "_BUFFER_OF_X", 100)
     product, seen = torch.mm, []
-    monkeypatch.setattr(local_weight_launches, "parts_to_apply", lambda *args: [])  # which takes products too
+    monkeypatch.setattr(local_weight_launches, "buffers_to_apply", lambda *args: [])  # which takes products too
     monkeypatch.setattr(torch, "mm", lambda a, b, out: (seen.append(a.numel()), product(a, b, out=out)))
     shapes = {"x": (3, 3, 4, 6), "hidden": (3, 3, 4, rank), "projection": (12, rank), "projection_bias": (12,)}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -153,6 +154,30 @@ def test_projected_by_parts(gradients, monkeypatch, most, parts, rank):
         check_operator("projected_inhomogeneous_convolution", named, options, gradient, impl="triton")
         assert len(seen) == 2 * parts
         assert max(seen) <= most
+
+
+def test_every_candidate_of_made_weights_gives_the_same(gradients, monkeypatch):
+    """Of a large buffer and of a small one; tiles for the rows of large parts take small ones too."""
+    from localmix.kernels.triton import local_weight_launches, local_weight_parts
+
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_BYTES", (4 * 3 * 432, 4 * 100))
+    monkeypatch.setattr(local_weight_parts, "_BUFFER_OF_X", 100)
+    monkeypatch.setattr(local_weight_launches, "buffers_to_apply", lambda *args: [])
+    shapes = {"x": (3, 9, 4, 6), "hidden": (3, 9, 4, 5), "projection": (12, 5), "projection_bias": (12,)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    options, gradient, seen = {"kernel_size": (3, 2), "num_groups": 2}, torch.randn(shapes["x"]), []
+
+    def take(name, problem, candidates, run, x):
+        if name != "projected_local_weight_gradients":
+            return candidates[0]
+        seen.append(candidates)
+        return candidates[len(seen) - 1]
+
+    monkeypatch.setattr(gradients.tuning, "choose", take)
+    while not seen or len(seen) < len(seen[0]):
+        check_operator("projected_inhomogeneous_convolution", tensors, options, gradient, impl="triton")
+    assert {size for size, *_ in seen[0]} == {4 * 3 * 432, 4 * 100}
+    assert len(seen[0]) == 4
 
 
 def test_the_gradient_of_all_weights_is_never_in_memory(gradients, monkeypatch):

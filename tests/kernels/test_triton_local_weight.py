@@ -34,7 +34,7 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         return tiles[min(taken, len(tiles) - 1)]
 
     monkeypatch.setattr(launches.tuning, "choose", take)
-    monkeypatch.setattr(launches.tuning, "is_hopper", lambda x: True)  # it has the most candidates
+    monkeypatch.setattr(launches.tuning, "is_hopper", lambda x: kind != "_BY_ROWS")
     while taken < max(seen, default=1):
         seen.clear()
         actual = output_and_gradients(
@@ -115,7 +115,7 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
     reached = []
     monkeypatch.setattr(launches.tuning, "launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launches.tuning, "integers_up_to", lambda largest: reached.append(largest) or torch.int32)
-    monkeypatch.setattr(launches, "parts_to_apply", lambda *args: [])
+    monkeypatch.setattr(launches, "buffers_to_apply", lambda *args: [])
     x = torch.empty(20, 2, 3, 16, dtype=torch.float16)
     made_of = (torch.empty(20, 2, 3, 4, dtype=x.dtype), torch.empty(9 * 16, 4, dtype=x.dtype), None, 16)
     launches.run_projected_apply(x, *made_of, (3, 3), (1, 1), transposed=False)
@@ -135,7 +135,7 @@ def test_offsets_reach_all_images_of_a_tile(launches, monkeypatch):
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, has_bias):
     """Images of 8 rows of 3 positions with two groups, in parts of which at most so many rows have weights."""
-    module, seen = launches.parts_to_apply.__globals__, []
+    module, seen = launches.buffers_to_apply.__globals__, []
     launch, taps = module["launch_by_words"], kernel[0] * kernel[1]
 
     def record(tile, x, weight, rows, *args, **options):
@@ -143,7 +143,7 @@ def test_weights_made_in_parts(launches, monkeypatch, most, kernel, dilation, ha
         return launch(tile, x, weight, rows, *args, **options)
 
     monkeypatch.setitem(module, "launch_by_words", record)
-    monkeypatch.setitem(module, "_BUFFER_BYTES", 2 * most * 3 * 2 * taps)
+    monkeypatch.setitem(module, "_BUFFER_BYTES", (2 * most * 3 * 2 * taps,))
     monkeypatch.setitem(module, "_BUFFER_OF_X", taps)
     shape, dtype = (3, 8, 3, 12), torch.float16
     others = [torch.randn(*shape[:3], 5).to(dtype), torch.randn(2 * taps, 5).to(dtype)]

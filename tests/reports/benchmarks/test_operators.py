@@ -8,7 +8,7 @@ import torch
 from localmix import kernels
 from localmix.cli import main
 from localmix.kernels import aten, native
-from localmix.reports.benchmarks import contenders, limits, operators, peers_attention, report, rows
+from localmix.reports.benchmarks import contenders, limits, models, operators, peers_attention, report, rows
 from localmix.reports.benchmarks.gate import Call, refusal
 from localmix.reports.benchmarks.limits import Limits, Work
 from localmix.reports.benchmarks.operators import bench_operators
@@ -309,12 +309,29 @@ def test_benchmark_that_failed_before_its_first_row_writes_nothing(monkeypatch, 
     assert not (tmp_path / "run").exists()
 
 
-def test_number_of_threads_is_as_before(monkeypatch):
-    seen = []
-    monkeypatch.setattr(operators, "measure", lambda *a: seen.append(torch.get_num_threads()) or Limits(1.0, 1.0, 1.0))
+def test_threads_and_ways_of_cudnn_are_as_before(monkeypatch):
+    seen, cudnn = [], torch.backends.cudnn
+
+    def measure(*_):
+        seen.append((torch.get_num_threads(), cudnn.benchmark, cudnn.allow_tf32))
+        return Limits(1.0, 1.0, 1.0)
+
+    before = cudnn.benchmark, cudnn.allow_tf32
+    monkeypatch.setattr(operators, "measure", measure)
+    monkeypatch.setattr(models, "measure", measure)
     bench_operators(ops=["local_mlp"], impls=["aten"], threads=2, **SMALL)
-    assert seen == [2]
+    small_net = {
+        "batch": 1,
+        "img_size": 24,
+        "modes": ["eager"],
+        "direction": ["inference"],
+        "rounds": 1,
+        "seconds": 0.0,
+    }
+    models.bench_models(nets=["dwnet_nano"], device="cpu", threads=2, **small_net)
+    assert seen == 2 * [(2, True, False)]
     assert torch.get_num_threads() == 1
+    assert (cudnn.benchmark, cudnn.allow_tf32) == before == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from localmix.kernels.triton import local_weight_gradient_kernels as kernels
 from localmix.kernels.triton import tuning
-from localmix.kernels.triton.local_weight_parts import parts_of
+from localmix.kernels.triton.local_weight_parts import Part, buffers, parts_of
 from localmix.kernels.triton.local_weight_words import in_words
 
 Pair = tuple[int, int]
@@ -62,7 +62,7 @@ def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: in
     batch, rows, width, groups, _ = of_weight.shape
     height, channels, strides, words = x.shape[1], x.shape[3], of_weight.stride(), _words_of(x, groups)
     units = batch * width * (groups // words.each)
-    step = tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
+    step = _step(kernel)
     steps = tuning.cdiv(kernel[0], step) * kernel[1]
     top, left = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
 
@@ -97,24 +97,47 @@ def run_projected_gradients(
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, projection and its bias; an empty tensor for one that is not needed."""
+    if not any(needed):
+        return x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if not x.numel():
+        of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if needed[0] else x.new_empty(0)
+        of_projection = torch.zeros_like(projection) if needed[1] else x.new_empty(0)
+        return of_hidden, of_projection, x.new_zeros(len(projection)) if needed[2] else x.new_empty(0)
+    gradient, x = in_words(gradient), in_words(x)
+    row = x.shape[2] * len(projection)
+
+    def run(size: int, *tile: int) -> tuple[Tensor, Tensor, Tensor]:
+        parts = parts_of(x, row, size)
+        return _gradients_in_parts(parts, tile, (gradient, x, hidden, projection), groups, kernel, dilation, needed)
+
+    sizes = buffers(x, row)
+    rows = tuning.cdiv(parts_of(x, row, sizes[0])[0][3], dilation[0])
+    candidates = [(size, *tile) for size in sizes for tile in _tiles(rows, _step(kernel), _words_of(x, groups).each)]
+    problem = (x.shape, (groups, hidden.shape[3], *needed, len(sizes)), kernel, dilation)
+    return run(*tuning.choose("projected_local_weight_gradients", problem, candidates, run, x))
+
+
+def _gradients_in_parts(
+    parts: Sequence[Part],
+    tile: Sequence[int],
+    tensors: Sequence[Tensor],
+    groups: int,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`run_projected_gradients` of (gradient, x, hidden, projection), with a tile of `_plan` for each part."""
+    gradient, x, hidden, projection = tensors
     (lines, rank), width = projection.shape, x.shape[2]
     num_taps = lines // groups
     of_hidden, of_projection, of_bias = (x.new_empty(0) for _ in range(3))
-    if needed[0]:
-        of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    if not any(needed):
-        return of_hidden, of_projection, of_bias
-    if not x.numel():
-        of_projection = torch.zeros_like(projection) if needed[1] else of_projection
-        return of_hidden, of_projection, x.new_zeros(lines) if needed[2] else of_bias
-    parts = parts_of(x, width * lines)
-    gradient, x = in_words(gradient), in_words(x)
     # groups innermost: side by side a thread writes them, and neighbors beside it
     buffer = hidden.new_empty((max(images * rows for _, images, _, rows in parts) * width, lines))
     # views cost a microsecond each, unless they are made together
     sizes = [images * rows * width for _, images, _, rows in parts]
     own = gradient.view(-1, gradient.shape[3]).split(sizes)
     if needed[0]:
+        of_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         by_taps = projection.unflatten(0, (groups, num_taps)).transpose(0, 1).reshape(lines, rank)
         of_features = of_hidden.view(-1, rank).split(sizes)
     if needed[1] or needed[2]:
@@ -125,15 +148,15 @@ def run_projected_gradients(
         sums = partial.unbind()
     launches: dict[tuple[int, int, int], tuple[tuning.Launch, Tensor, Tensor]] = {}
     for index, (image, images, row, rows) in enumerate(parts):
-        tensors = (own[index], x[image : image + images])
+        of_part = (own[index], x[image : image + images])
         found = launches.get((images, row, rows))
         if found is None:
             of_taps = buffer[: sizes[index]]
             of_weight = of_taps.view(images, rows, width, num_taps, groups).transpose(3, 4)
-            launch = _chosen((*tensors, of_weight), (kernel[0], kernel[1]), (dilation[0], dilation[1]), row)
-            found = launches[images, row, rows] = launch, of_taps, of_taps.t()
+            plan = _plan((*of_part, of_weight), (kernel[0], kernel[1]), (dilation[0], dilation[1]), row)
+            found = launches[images, row, rows] = plan.launch(*tile), of_taps, of_taps.t()
         it, of_taps, transposed = found
-        tuning.launch(it.kernel, it.programs, (*tensors, of_taps), it.integers, it.constants, it.warps)
+        tuning.launch(it.kernel, it.programs, (*of_part, of_taps), it.integers, it.constants, it.warps)
         if needed[0]:
             torch.mm(of_taps, by_taps, out=of_features[index])
         if needed[1] or needed[2]:
@@ -149,15 +172,9 @@ def run_projected_gradients(
     return of_hidden, of_projection, of_bias
 
 
-def _chosen(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, first_row: int) -> tuning.Launch:
-    """The launch of the fastest tile of `_plan`."""
-    plan = _plan(tensors, kernel, dilation, first_row)
-
-    def run(*tile: int) -> None:
-        it = plan.launch(*tile)
-        tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps)
-
-    return plan.launch(*tuning.choose(plan.name, plan.problem, plan.tiles, run, tensors[0]))
+def _step(kernel: Sequence[int]) -> int:
+    """Taps of a kernel column that are unrolled."""
+    return tuning.cdiv(kernel[0], tuning.cdiv(kernel[0], _GRADIENTS_AT_ONCE))
 
 
 def _words_of(x: Tensor, groups: int) -> _Words:

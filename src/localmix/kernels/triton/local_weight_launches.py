@@ -14,7 +14,7 @@ from localmix.kernels.triton import local_weight_by_rows as by_rows
 from localmix.kernels.triton import local_weight_by_strips as by_strips
 from localmix.kernels.triton import local_weight_kernels as kernels
 from localmix.kernels.triton import tuning
-from localmix.kernels.triton.local_weight_parts import parts_to_apply, run_in_parts
+from localmix.kernels.triton.local_weight_parts import buffers_to_apply, run_in_parts
 from localmix.kernels.triton.local_weight_words import in_words, launch_by_words, tiles_by_words
 
 Pair = tuple[int, int]
@@ -26,6 +26,9 @@ _SMALLEST_FACTOR = 16
 _BY_ROWS = -1
 """Stands for the channels of a group in a tile (rows, columns, weights, `_BY_ROWS`, warps): strips of so many rows."""
 
+_ROW_WEIGHTS = 16
+"""Columns of a product by rows; more would leave no room in the registers for its factors."""
+
 _MOST_SHARED = 8
 """Channels that share a weight of a product; of larger groups it makes the weights more than once."""
 
@@ -33,7 +36,8 @@ _MOST_REGISTERS = 160
 """Of a thread, for the sums, features and weights of the rows of a strip."""
 
 _BY_WORDS = -2
-"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps)."""
+"""Stands there in a tile (rows, columns, words of a thread, `_BY_WORDS`, warps), before the size of a buffer if weights
+are made."""
 
 _BY_STRIPS = -3
 """Stands there in a tile (rows, columns, weights, `_BY_STRIPS`, warps): whole groups of strips of so many rows."""
@@ -80,9 +84,10 @@ def _plan(tensors: Sequence[Tensor], kernel: Pair, dilation: Pair, transposed: b
         return it._replace(prepare=lambda tensors: (tensors[0], *[tensors[1]] * 4))
 
     by_words = _tiles_by_words(x, groups, kernel, dilation)
-    by_groups = _tiles_of_groups(x.shape[2], groups, x.shape[3] // groups, False)
-    problem = (x.shape, (groups, transposed, strides[3] == 1), kernel, dilation)
-    return tuning.Plan("local_weight", problem, [*by_words, *by_groups[: 1 if by_words else 2]], launch)
+    tiles = by_words or _tiles_of_groups(x.shape[2], groups, x.shape[3] // groups, False)[:2]
+    return tuning.Plan(
+        "local_weight", (x.shape, (groups, transposed, strides[3] == 1), kernel, dilation), tiles, launch
+    )
 
 
 def run_projected_apply(
@@ -107,8 +112,8 @@ def run_projected_apply(
 
     def run(*tile: int) -> None:
         if tile[3] == _BY_WORDS:
-            made_of = (hidden, projection, bias, groups)
-            run_in_parts((*tile[:3], tile[4]), x, y, made_of, kernel, dilation, transposed=transposed)
+            made_of, sizes = (hidden, projection, bias, groups), (kernel, dilation)
+            run_in_parts((*tile[:3], tile[4]), x, y, made_of, *sizes, size=tile[5], transposed=transposed)
             return
         if tile[3] == _BY_ROWS:
             it = _by_rows(tile, x, options)
@@ -122,21 +127,20 @@ def run_projected_apply(
             tensors = (x, hidden, hidden, projection, hidden if bias is None else bias, y)
         tuning.launch(it.kernel, it.programs, tensors, it.integers, it.constants, it.warps, it.stages, it.registers)
 
-    in_parts = _tiles_by_words(x, groups, kernel, dilation)[:1]
-    if not parts_to_apply(x, projection.shape[0], kernel, dilation, transposed):
-        in_parts = []
-    strips, of_groups = [], []
-    if x.dtype != torch.float32:
-        is_hopper = tuning.is_hopper(x)
-        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed, is_hopper)
-        # the products of other matrix units leave less room in the registers
-        if is_hopper:
-            of_groups = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(rank + has_bias), kernel[0], transposed)
+    sizes = buffers_to_apply(x, projection.shape[0], kernel, dilation, transposed)
+    in_parts = [(*tile, size) for tile in _tiles_by_words(x, groups, kernel, dilation)[:1] for size in sizes]
+    strips, most = [], 4 if transposed else 8
+    if x.dtype != torch.float32 and tuning.is_hopper(x):
+        # its matrix units leave room in the registers for whole groups
+        strips = _tiles_by_strips(*x.shape[1:], dim, _features_of_strips(rank + has_bias), kernel[0], transposed)
+        most *= 3
+    elif x.dtype != torch.float32:
+        strips = _tiles_by_rows(*x.shape[1:], dim, rank + has_bias, kernel[0], transposed)
     # the fewer channels a weight serves, the more it costs to write and to read it
-    better = [*strips, *in_parts] if dim < (4 if transposed else 8) else [*in_parts, *strips]
-    candidates = [*of_groups, *better, *_tiles_of_groups(x.shape[2], groups, dim, True)[: 1 if better else 2]]
+    better = [*strips, *in_parts] if dim < most else [*in_parts, *strips]
+    candidates = better or _tiles_of_groups(x.shape[2], groups, dim, True)[:2]
     # maps of about one size share a tile, but not all of them have parts
-    problem = (x.shape, (groups, rank, transposed, bool(in_parts)), kernel, dilation)
+    problem = (x.shape, (groups, rank, transposed, len(in_parts)), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
 
@@ -181,8 +185,6 @@ def _by_rows(tile: Tile, x: Tensor, options: _Options) -> tuning.Launch:
         ),
         warps,
         stages=1,
-        # three programs then share the registers of a processor; what else there is to hold would spill
-        registers=168 if block_r <= 32 and not transposed and tuning.is_hopper(x) else None,
     )
 
 
@@ -256,7 +258,7 @@ def _tiles_by_words(x: Tensor, groups: int, kernel: Sequence[int], dilation: Seq
 
 @functools.cache
 def _tiles_by_rows(
-    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool, is_hopper: bool
+    height: int, width: int, channels: int, dim: int, rank: int, taps_h: int, transposed: bool
 ) -> list[Tile]:
     """Candidates (rows, columns, weights, `_BY_ROWS`, warps), none where taps or features are too many to unroll.
 
@@ -266,18 +268,15 @@ def _tiles_by_rows(
     if rank > block_r or taps_h > 9:
         return []
     columns = min((8, 4), key=lambda size: tuning.cdiv(width, size) * size)
-    # other matrix units have all factors of a column of the kernel in registers too
-    possible = ((16, 2), (16, 1))
-    if is_hopper:
-        possible = ((32, 4), (32, 3), (32, 2), (16, 4), *possible)
-    sizes = []
-    for weights, rows in possible:
+    rows = []
+    for number in (2, 1):
         # sums, features and weights of a thread; transposed, features are read anew for each row
-        registers = rows * (weights * shared // 2 + block_r // 4 + weights // 2) + (block_r if transposed else 0)
-        if channels % (weights * shared) == 0 and registers <= _MOST_REGISTERS and (weights, rows + 1) not in sizes:
-            sizes.append((weights, rows))
-    most = tuning.next_power_of_2(height)
-    return list(dict.fromkeys((min(rows, most), columns, weights, _BY_ROWS, 4) for weights, rows in sizes[:2]))
+        registers = number * (_ROW_WEIGHTS * shared // 2 + block_r // 4 + _ROW_WEIGHTS // 2)
+        if registers + (block_r if transposed else 0) <= _MOST_REGISTERS:
+            rows.append(min(number, height))
+    if channels % (_ROW_WEIGHTS * shared):
+        return []
+    return [(number, columns, _ROW_WEIGHTS, _BY_ROWS, 4) for number in dict.fromkeys(rows)]
 
 
 @functools.cache

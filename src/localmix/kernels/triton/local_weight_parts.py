@@ -6,6 +6,7 @@ is used again, which an L2 cache may hold until they are used, and read by the k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,30 +19,46 @@ Tile = tuple[int, ...]
 Part = tuple[int, int, int, int]
 """First image, images, first row, rows."""
 
-_BUFFER_BYTES = 2**25
-"""At most: two thirds of the L2 cache of an H100."""
+_BUFFER_BYTES = (2**28, 2**25)
+"""At most: work for a whole GPU in each part, or two thirds of the L2 cache of an H100. The faster is measured."""
 
 _BUFFER_OF_X = 4
 """And no more than so many times the numbers of x."""
 
+_MOST_KEPT = 256
+"""Maps whose parts are kept."""
 
-def parts_of(x: Tensor, row: int, beyond: int = 0) -> list[Part]:
+
+def buffers(x: Tensor, row: int, beyond: int = 0) -> list[int]:
+    """Sizes of the buffer [bytes] with which `parts_of` gives parts, others for each; the largest first."""
+    sizes: dict[tuple[Part, ...], int] = {}
+    for size in _BUFFER_BYTES:
+        sizes.setdefault(parts_of(x, row, size, beyond), size)
+    return [size for parts, size in sizes.items() if parts]
+
+
+def parts_of(x: Tensor, row: int, size: int, beyond: int = 0) -> tuple[Part, ...]:
     """Parts of x of about one size, that fill a buffer: several images where they fit, or some rows of one.
 
     Args:
         x: a tensor [B, H, W, C] of the dtype of the buffer.
         row: numbers of it in the buffer.
-        beyond: rows that a part has in the buffer besides its own, if it is not whole images. There are no parts, []
+        size: of the buffer, at most [bytes].
+        beyond: rows that a part has in the buffer besides its own, if it is not whole images. There are no parts
             where these were more than half of it; without any a part has at least a row.
     """
-    most = min(_BUFFER_BYTES // x.element_size(), _BUFFER_OF_X * x.numel()) // row
-    batch, height = x.shape[:2]
+    most = min(size // x.element_size(), _BUFFER_OF_X * x.numel()) // row
+    return _parts(*x.shape[:2], most, beyond)
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _parts(batch: int, height: int, most: int, beyond: int) -> tuple[Part, ...]:
     if most >= height:
-        return [(image, images, 0, height) for image, images in _shares(batch, most // height)]
+        return tuple((image, images, 0, height) for image, images in _shares(batch, most // height))
     if most < 2 * beyond:
-        return []
+        return ()
     rows = list(_shares(height, max(1, most - beyond)))
-    return [(image, 1, first, share) for image in range(batch) for first, share in rows]
+    return tuple((image, 1, first, share) for image in range(batch) for first, share in rows)
 
 
 def _shares(number: int, most: int) -> Iterator[tuple[int, int]]:
@@ -52,12 +69,16 @@ def _shares(number: int, most: int) -> Iterator[tuple[int, int]]:
         yield first, number * (share + 1) // shares - first
 
 
-def parts_to_apply(
+def buffers_to_apply(
     x: Tensor, lines: int, kernel: Sequence[int], dilation: Sequence[int], transposed: bool
-) -> list[Part]:
-    """Parts of y: transposed, what they need is the weights of the rows around them too. None where these are many."""
-    beyond = dilation[0] * (kernel[0] - 1) if transposed else 0
-    return parts_of(x, x.shape[2] * lines, beyond)
+) -> list[int]:
+    """Sizes of the buffer for `run_in_parts`; none where most of what is made would be made again."""
+    return buffers(x, x.shape[2] * lines, _beyond(kernel, dilation, transposed))
+
+
+def _beyond(kernel: Sequence[int], dilation: Sequence[int], transposed: bool) -> int:
+    """Transposed, what a part needs is the weights of the rows around it too."""
+    return dilation[0] * (kernel[0] - 1) if transposed else 0
 
 
 def run_in_parts(
@@ -68,14 +89,18 @@ def run_in_parts(
     kernel: Sequence[int],
     dilation: Sequence[int],
     *,
+    size: int,
     transposed: bool,
 ) -> None:
-    """Writes y by weights that are made of (hidden, projection, bias, groups), with a tile of `launch_by_words`."""
+    """Writes y by weights that are made of (hidden, projection, bias, groups), with a tile of `launch_by_words`.
+
+    `size` is one of `buffers_to_apply`.
+    """
     hidden, projection, bias, groups = made_of
     (lines, rank), (height, width, channels) = projection.shape, x.shape[1:]
     num_taps, reach = lines // groups, dilation[0] * (kernel[0] - 1)
     above, below = (reach - reach // 2, reach // 2) if transposed else (0, 0)
-    parts = parts_to_apply(x, lines, kernel, dilation, transposed)
+    parts = parts_of(x, width * lines, size, _beyond(kernel, dilation, transposed))
     owned = [(max(row - above, 0), min(row + rows + below, height)) for _, _, row, rows in parts]
     sizes = [images * (stop - start) * width for (_, images, _, _), (start, stop) in zip(parts, owned, strict=True)]
     buffer = hidden.new_empty(max(sizes), lines)

@@ -23,7 +23,15 @@ from localmix.reports.benchmarks.gate import reason
 from localmix.reports.benchmarks.limits import Work, measure
 from localmix.reports.benchmarks.peers_convolution import official
 from localmix.reports.benchmarks.report import Report
-from localmix.reports.benchmarks.rows import DTYPES, Entry, known_device, threads_of_cpu, timed_rows, turns
+from localmix.reports.benchmarks.rows import (
+    DTYPES,
+    Entry,
+    best_of_cudnn,
+    known_device,
+    threads_of_cpu,
+    timed_rows,
+    turns,
+)
 from localmix.reports.benchmarks.timing import peak_bytes
 from localmix.reports.cost import Cost, cost
 from localmix.reports.throughput import inference_pass, training_step
@@ -93,7 +101,8 @@ def bench_models(
         output_folder(output)
     nets = NETS if nets is None else tuple(dict.fromkeys(nets))
     costs = {name: _cost(name, img_size) for name in nets}
-    with threads_of_cpu(threads), dynamo.patch(recompile_limit=8 * len(nets)):  # the networks share their code
+    # the networks share their code
+    with threads_of_cpu(threads), best_of_cudnn(), dynamo.patch(recompile_limit=8 * len(nets)):
         limits = measure(device, kind)
         settings = {"batch": batch, "dtype": dtype, "img_size": img_size, **timing}
         with Report("networks", settings, device, limits, output) as report:

@@ -30,7 +30,16 @@ from localmix.reports.benchmarks.problems import (
     problem,
 )
 from localmix.reports.benchmarks.report import Report
-from localmix.reports.benchmarks.rows import DTYPES, Entry, known, known_device, threads_of_cpu, timed_rows, turns
+from localmix.reports.benchmarks.rows import (
+    DTYPES,
+    Entry,
+    best_of_cudnn,
+    known,
+    known_device,
+    threads_of_cpu,
+    timed_rows,
+    turns,
+)
 from localmix.reports.benchmarks.timing import peak_bytes
 from localmix.tasks.engine.output import output_folder
 
@@ -97,7 +106,8 @@ def bench_operators(
     timing = turns(rounds, seconds)
     if output is not None:
         output_folder(output)
-    with threads_of_cpu(threads), functorch.patch(donated_buffer=False):  # a graph that was kept has none to give away
+    # a graph that was kept has no buffers to give away
+    with threads_of_cpu(threads), best_of_cudnn(), functorch.patch(donated_buffer=False):
         limits = measure(device, kind)
         settings = {
             "batch": batch,

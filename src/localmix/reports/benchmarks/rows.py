@@ -102,3 +102,10 @@ def threads_of_cpu(number: int | None) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def best_of_cudnn() -> Generator[None]:
+    """Within it cuDNN tries its ways for each shape, but none that rounds float32 to TF32, and takes the fastest."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield

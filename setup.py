@@ -31,9 +31,9 @@ INSTRUCTION_SETS = {
     "avx2": (32, ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": (64, AVX512),
 }
-# A set that contains AVX-512 and has what the products of projected weights gain from; not every compiler knows it.
+# A set that contains AVX-512 and has what products of bfloat16 gain from; not every compiler knows it.
 AVX512_BF16 = (64, [*AVX512, "-mavx512bf16"])
-PROJECTED = ("projected_weight.cpp", "projected_gradient.cpp")
+IN_PAIRS = ("projected_weight.cpp", "projected_gradient.cpp", "window_weight.cpp")
 
 
 class BuildKernels(build_ext):
@@ -57,7 +57,7 @@ class BuildKernels(build_ext):
         # The portable objects come first: of an inline function that several of them hold, the linker keeps the first.
         jobs = [(name, source, *given) for name, given in sets.items() for source in KERNELS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            further = [pool.submit(compile_kernel, "avx512_bf16", source, *AVX512_BF16) for source in PROJECTED if x86]
+            further = [pool.submit(compile_kernel, "avx512_bf16", source, *AVX512_BF16) for source in IN_PAIRS if x86]
             objects = [o for compiled in pool.map(lambda job: compile_kernel(*job), jobs) for o in compiled]
         if further and not any(job.exception() for job in further):
             objects += [o for job in further for o in job.result()]

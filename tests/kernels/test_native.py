@@ -93,6 +93,15 @@ def few_groups():
         yield "projected_inhomogeneous_convolution", tensors, options, torch.randn_like(x)
 
 
+def windows_together():
+    """Local MLPs of so many windows, whole and cut, that several are taken together and some are left; of odd numbers
+    of slots and channels, and of slots that fill vectors."""
+    for dim, window, shift in ((1, 3, 1), (3, 7, 3), (7, 4, 0), (12, 5, 2), (24, 3, 0), (40, 4, 1)):
+        x = torch.randn(5, 3 * window, 2 * window, 2 * dim)
+        tensors = {"x": x, "weight": torch.randn(2, window**2, window**2), "bias": torch.randn(2, window**2)}
+        yield "local_mlp", tensors, {"window_size": window, "shift": shift}, torch.randn_like(x)
+
+
 def check_in_every_dtype(operator, tensors, options, gradient):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {name: t.to(dtype) for name, t in tensors.items()}
@@ -352,12 +361,13 @@ import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
 from test_native import (
-    OPERATORS, check_in_every_dtype, check_roundings, few_groups, neighborhoods, odd_maps, problem, whole_vectors
+    OPERATORS, check_in_every_dtype, check_roundings,
+    few_groups, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
 )
 from localmix.kernels import native
 for operator in OPERATORS:
     check_in_every_dtype(operator, *problem(operator))
-for case in (*whole_vectors(), *odd_maps(), *few_groups(), *neighborhoods()):
+for case in (*whole_vectors(), *odd_maps(), *few_groups(), *neighborhoods(), *windows_together()):
     check_in_every_dtype(*case)
 for dtype in (torch.bfloat16, torch.float16):
     check_roundings(dtype)

@@ -15,28 +15,28 @@
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
-#define LOCALMIX_DECLARE_PROJECTED(isa)               \
+#define LOCALMIX_DECLARE_IN_PAIRS(isa)               \
   LOCALMIX_DECLARE(localmix_pack_##isa)               \
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)  \
   LOCALMIX_DECLARE(localmix_turn_##isa)               \
   LOCALMIX_DECLARE(localmix_projected_backward_##isa) \
-  LOCALMIX_DECLARE(localmix_unpack_##isa)
+  LOCALMIX_DECLARE(localmix_unpack_##isa)             \
+  extern "C" const WindowWeightKernels localmix_window_weight_##isa;
 #define LOCALMIX_DECLARE_ALL(isa)                  \
   LOCALMIX_DECLARE(localmix_forward_##isa)         \
   LOCALMIX_DECLARE(localmix_backward_x_##isa)      \
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
-  LOCALMIX_DECLARE_PROJECTED(isa)                  \
+  LOCALMIX_DECLARE_IN_PAIRS(isa)                  \
   extern "C" const PairwiseKernels localmix_window_##isa;  \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
-  extern "C" const SharedWeightKernels localmix_shared_##isa; \
-  extern "C" const WindowWeightKernels localmix_window_weight_##isa;
+  extern "C" const SharedWeightKernels localmix_shared_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
 LOCALMIX_DECLARE_ALL(avx2)
 LOCALMIX_DECLARE_ALL(avx512)
 #ifdef LOCALMIX_AVX512_BF16
-LOCALMIX_DECLARE_PROJECTED(avx512_bf16)
+LOCALMIX_DECLARE_IN_PAIRS(avx512_bf16)
 #endif
 #endif
 
@@ -51,14 +51,14 @@ struct Kernels {
   const WindowWeightKernels* window_weight;
 };
 
-// Kernels of `isa`, but those of projected weights, which are of `name`, a set that contains it.
+// Kernels of `isa`, but those that may multiply pairs of numbers, which are of `name`, a set that contains it.
 #define LOCALMIX_SET(name, isa, lanes)                                                                         \
   {                                                                                                            \
     {#name, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,          \
      localmix_pack_##name, localmix_projected_forward_##name, localmix_turn_##name,                            \
      localmix_projected_backward_##name, localmix_unpack_##name},                                              \
         &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                          \
-        &localmix_window_weight_##isa                                                                          \
+        &localmix_window_weight_##name                                                                         \
   }
 
 #ifdef LOCALMIX_X86
@@ -322,13 +322,24 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
 // y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`; units are
 // the windows of all images. 0 if it is done, 1 if memory ran out.
 LOCALMIX_PUBLIC int localmix_window_weight(
-    const WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t units, int64_t threads) {
+    WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t units, int64_t threads) {
   const WindowWeightKernels& set = *chosen->window_weight;
+  const int64_t slots = problem->size_height * problem->size_width, biases = problem->groups * slots;
+  Scratch packed;
+  if (problem->dtype == kFloat32) {
+    problem->packed = static_cast<const float*>(problem->weight);
+  } else if (!problem->gradient || problem->of_x) {
+    packed = unset_scratch(biases * slots);
+    if (!packed || spread(problem->groups, threads, [&](int64_t begin, int64_t end, int64_t) {
+          return set.pack(problem, packed.get(), nullptr, begin, end);
+        }))
+      return 1;
+    problem->packed = packed.get();
+  }
   if (!problem->gradient)
     return spread(units, threads, [&](int64_t begin, int64_t end, int64_t) {
       return set.forward(problem, nullptr, nullptr, begin, end);
     });
-  const int64_t slots = problem->size_height * problem->size_width, biases = problem->groups * slots;
   const int64_t weights = of_weight ? biases * slots : 0, each = weights + (of_bias ? biases : 0);
   threads = std::max<int64_t>(std::min(threads, units), 1);
   const Scratch sums = scratch(each * threads);

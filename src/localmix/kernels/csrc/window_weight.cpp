@@ -3,8 +3,8 @@
 //   y[i, g, d] = bias[g, i] + sum over the slots j of the window of i of  weight[g, i, j] * x[j, g, d]
 //
 // A group of some windows at a time is a product of two small matrices in the first-level cache; there is no partition
-// and no padding. Of a group of few channels so many windows are taken together that their channels fill a vector. A cut
-// window holds fewer positions: it takes the rows and columns of its slots.
+// and no padding. Of a group of few channels so many windows are taken together that their channels fill some vectors. A
+// cut window holds fewer positions: it takes the rows and columns of its slots.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
@@ -16,8 +16,10 @@
 #include "product.h"
 #include "unroll.h"
 #include "windows.h"
+#include "words.h"
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -41,23 +43,29 @@ void for_windows(const WindowWeightProblem& p, int64_t begin, int64_t end, int64
   }
 }
 
-// A group of some windows as float.
+// Of channels of the windows that are taken together: so many are full where groups have 3, 6, 12 or 24, as in the
+// networks.
+constexpr int64_t kVectors = 3;
+
+// A group of some windows. Maps and weights are read as words (words.h), their products are floats.
 template <typename T>
 class Group {
  public:
-  explicit Group(const WindowWeightProblem& p, bool backward)
-      : many(std::max<int64_t>(1, kLanes / p.dim)),
+  Group(const WindowWeightProblem& p, bool backward)
+      : many(std::max<int64_t>(1, kVectors * kLanes / p.dim)),
         p_(p),
         slots_(p.size_height * p.size_width),
         n_(std::min(p.size_height, p.height) * std::min(p.size_width, p.width)),
         columns_(whole_vectors(many * p.dim)),
-        line_(whole_vectors(n_)),
+        line_(whole_vectors(n_ + 1)),
         slot_(n_),
         place_(n_),
-        x(n_ * columns_, 0.0f),
-        y(n_ * columns_, 0.0f),
-        cut_(n_ * n_),
-        transposed_(backward ? many * p.dim * line_ : 0, 0.0f),
+        x(n_ * columns_ / kPerWord<T>, 0.0f),
+        gradient(backward ? n_ * columns_ / kPerWord<T> : 0, 0.0f),
+        y_(n_ * columns_, 0.0f),
+        stacked_(kPerWord<T> == 1 ? 0 : words_of<T>(n_) * columns_),
+        cut_(n_ * words_of<T>(n_)),
+        transposed_(backward ? words_of<T>(many * p.dim) * line_ : 0, 0.0f),
         of_weight_(backward ? n_ * line_ : 0) {}
 
   // Makes these windows, which hold the same slots, the ones that all else is about.
@@ -71,66 +79,64 @@ class Group {
     }
   }
 
-  void read(int64_t group, const void* map, Floats& target) const {
+  // Numbers of a map as lines of words, one for each position; a word that is not full is filled by zero.
+  void read(int64_t group, const void* map, Floats& lines) const {
+    auto number = [&](int64_t column) { return reinterpret_cast<char*>(lines.data()) + column * sizeof(T); };
     with_dim(p_.dim, [&](auto dim) {
       for_positions(group, [&](int64_t at, int64_t column) {
-        to_floats(static_cast<const T*>(map) + at, dim, target.data() + column);
+        const T* source = static_cast<const T*>(map) + at;
+        if constexpr (kPerWord<T> == 1) {
+          to_floats(source, dim, lines.data() + column);
+        } else {
+          std::memcpy(number(column), source, dim * sizeof(T));
+        }
+      });
+    });
+    const int64_t columns = count_ * p_.dim;
+    if (columns % kPerWord<T>)
+      for (int64_t i = 0; i < positions_; ++i) std::memset(number(i * columns_ + columns), 0, sizeof(T));
+  }
+
+  void write(int64_t group, void* map) const {
+    with_dim(p_.dim, [&](auto dim) {
+      for_positions(group, [&](int64_t at, int64_t column) {
+        from_floats(y_.data() + column, dim, static_cast<T*>(map) + at);
       });
     });
   }
 
-  void write(int64_t group, const Floats& source, void* map) const {
-    with_dim(p_.dim, [&](auto dim) {
-      for_positions(group, [&](int64_t at, int64_t column) {
-        from_floats(source.data() + column, dim, static_cast<T*>(map) + at);
-      });
-    });
-  }
-
-  // out = weight @ in, or its transpose @ in
-  void mix(int64_t group, bool transpose, const Floats& in, Floats& out) {
-    const float* weight = p_.weight + group * slots_ * slots_;
-    int64_t stride = slots_;
-    if (!window_->whole) {
-      for (int64_t i = 0; i < positions_; ++i)
-        for (int64_t j = 0; j < positions_; ++j) cut_[i * positions_ + j] = weight[slot_[i] * slots_ + slot_[j]];
-      weight = cut_.data();
-      stride = positions_;
-    }
-    const Factor a{weight, transpose ? 1 : stride, transpose ? stride : 1};
-    product(a, positions_, positions_, in.data(), columns_, columns_, out.data(), columns_);
+  // y = weight @ lines, or its transpose @ lines
+  void mix(int64_t group, bool transpose, const Floats& lines) {
+    const Factor weight = factor(group, transpose);
+    product<T>(weight, positions_, words_of<T>(positions_), stacked(lines), columns_, whole_vectors(count_ * p_.dim),
+               y_.data(), columns_);
   }
 
   void add_bias(int64_t group) {
     for (int64_t i = 0; i < positions_; ++i) {
       const float bias = p_.bias[group * slots_ + slot_[i]];
-      for (int64_t d = 0; d < count_ * p_.dim; ++d) y[i * columns_ + d] += bias;
+      for (int64_t d = 0; d < count_ * p_.dim; ++d) y_[i * columns_ + d] += bias;
     }
   }
 
-  // sums [i][j] += y[i] . x[j], y being its gradient
-  void add_to_weight(int64_t group, float* sums) {
-    const int64_t columns = count_ * p_.dim;
-    sums += group * slots_ * slots_;
-    transpose(x.data(), columns_, positions_, columns, transposed_.data(), line_);
-    product(Factor{y.data(), columns_, 1}, positions_, columns, transposed_.data(), line_, whole_vectors(positions_),
-            of_weight_.data(), line_);
+  // of_weight [i][j] += gradient[i] . x[j], and of_bias [i] += gradient[i] . 1
+  void add_to_sums(int64_t group, float* of_weight, float* of_bias) {
+    const int64_t stride = columns_ / kPerWord<T>, words = words_of<T>(count_ * p_.dim);
+    transpose(x.data(), stride, positions_, words, transposed_.data(), line_);
+    for (int64_t d = 0; d < words; ++d) transposed_[d * line_ + positions_] = one<T>();
+    product<T>(Factor{gradient.data(), stride, 1}, positions_, words, transposed_.data(), line_,
+               whole_vectors(positions_ + 1), of_weight_.data(), line_);
     for (int64_t i = 0; i < positions_; ++i) {
-      float* target = sums + slot_[i] * slots_;
       const float* from = &of_weight_[i * line_];
+      const int64_t slot = group * slots_ + slot_[i];
+      if (of_bias) of_bias[slot] += from[positions_];
+      if (!of_weight) continue;
+      float* target = of_weight + slot * slots_;
       if (window_->whole) {
         for (int64_t j = 0; j < positions_; ++j) target[j] += from[j];
       } else {
         for (int64_t j = 0; j < positions_; ++j) target[slot_[j]] += from[j];
       }
-    }
-  }
-
-  void add_to_bias(int64_t group, float* sums) const {
-    for (int64_t i = 0; i < positions_; ++i) {
-      float sum = 0;
-      for (int64_t d = 0; d < count_ * p_.dim; ++d) sum += y[i * columns_ + d];
-      sums[group * slots_ + slot_[i]] += sum;
     }
   }
 
@@ -147,19 +153,74 @@ class Group {
     }
   }
 
+  // Lines in words of positions.
+  const float* stacked(const Floats& lines) {
+    if constexpr (kPerWord<T> == 1) {
+      return lines.data();
+    } else {
+      const T* line = reinterpret_cast<const T*>(lines.data());
+      for (int64_t i = 0; i < positions_; i += 2, line += 2 * columns_)
+        to_words_of_two(line, i + 1 < positions_ ? line + columns_ : nullptr, columns_, &stacked_[i / 2 * columns_]);
+      return stacked_.data();
+    }
+  }
+
+  // The weights of the slots that the windows hold, or their transpose, in words of those that are summed over.
+  Factor factor(int64_t group, bool transpose) {
+    const int64_t words = words_of<T>(slots_);
+    if (window_->whole) {
+      const float* packed = p_.packed + group * slots_ * words;
+      return transpose ? Factor{packed, 1, slots_} : Factor{packed, words, 1};
+    }
+    const T* weight = static_cast<const T*>(p_.weight) + group * slots_ * slots_;
+    const int64_t depth = words_of<T>(positions_);
+    auto at = [&](int64_t row, int64_t d) {
+      return weight[transpose ? slot_[d] * slots_ + slot_[row] : slot_[row] * slots_ + slot_[d]];
+    };
+    for (int64_t row = 0; row < positions_; ++row)
+      for (int64_t d = 0; d < depth; ++d) {
+        float& word = cut_[row * depth + d];
+        if constexpr (kPerWord<T> == 1) {
+          word = to_float(at(row, d));
+        } else {
+          const uint32_t high = 2 * d + 1 < positions_ ? at(row, 2 * d + 1).bits : 0;
+          word = as<float>(at(row, 2 * d).bits | high << 16);
+        }
+      }
+    return {cut_.data(), depth, 1};
+  }
+
   const WindowWeightProblem& p_;
-  // slots of a window; most positions of one; whole vectors of channels of the windows, and of positions
+  // slots of a window; most positions of one; whole vectors of channels of the windows, and of positions and one more
   int64_t slots_, n_, columns_, line_;
   const Window* window_ = nullptr;
   int64_t count_ = 0, positions_ = 0;
   std::vector<int64_t> slot_, place_;  // of each position; the place on the map from that of the first one on
 
  public:
-  Floats x, y;  // [position][window][dim]
+  Floats x, gradient;  // lines of words, [position][window][dim]
 
  private:
-  Floats cut_, transposed_, of_weight_;
+  Floats y_;  // the same as floats
+  Floats stacked_, cut_, transposed_, of_weight_;
 };
+
+// Weights [G, N, N] in words of those that are summed over, for groups [begin, end): [G][N][words] or, of a backward
+// pass, the transpose as [G][words][N].
+template <typename T>
+void pack(const WindowWeightProblem& p, float* packed, float*, int64_t begin, int64_t end) {
+  const int64_t slots = p.size_height * p.size_width, words = words_of<T>(slots);
+  for (int64_t g = begin; g < end; ++g) {
+    const T* weight = static_cast<const T*>(p.weight) + g * slots * slots;
+    float* target = packed + g * slots * words;
+    if (!p.gradient) {
+      to_words(weight, slots, slots, target);
+      continue;
+    }
+    for (int64_t i = 0; i < slots; i += kPerWord<T>, weight += kPerWord<T> * slots, target += slots)
+      to_words_across(weight, i + 1 < slots ? weight + slots : nullptr, slots, target);
+  }
+}
 
 template <typename T>
 void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_t end) {
@@ -168,9 +229,9 @@ void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_
     group.move_to(first, count);
     for (int64_t g = 0; g < p.groups; ++g) {
       group.read(g, p.x, group.x);
-      group.mix(g, false, group.x, group.y);
+      group.mix(g, false, group.x);
       if (p.bias) group.add_bias(g);
-      group.write(g, group.y, p.y);
+      group.write(g, p.y);
     }
   });
 }
@@ -181,15 +242,14 @@ void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, in
   for_windows(p, begin, end, group.many, [&](const Window* first, int64_t count) {
     group.move_to(first, count);
     for (int64_t g = 0; g < p.groups; ++g) {
-      group.read(g, p.gradient, group.y);
-      if (of_bias) group.add_to_bias(g, of_bias);
-      if (of_weight) {
+      group.read(g, p.gradient, group.gradient);
+      if (of_weight || of_bias) {
         group.read(g, p.x, group.x);
-        group.add_to_weight(g, of_weight);
+        group.add_to_sums(g, of_weight, of_bias);
       }
       if (p.of_x) {
-        group.mix(g, true, group.y, group.x);
-        group.write(g, group.x, p.of_x);
+        group.mix(g, true, group.gradient);
+        group.write(g, p.of_x);
       }
     }
   });
@@ -197,4 +257,5 @@ void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, in
 
 }  // namespace
 
-LOCALMIX_KERNELS(WindowWeightKernels, window_weight, LOCALMIX_RUN(forward), LOCALMIX_RUN(backward))
+LOCALMIX_KERNELS(
+    WindowWeightKernels, window_weight, LOCALMIX_RUN(pack), LOCALMIX_RUN(forward), LOCALMIX_RUN(backward))

@@ -37,6 +37,12 @@ LOCALMIX_INLINE inline Vector add_product(Vector sum, float a, Vector b) {
   return sum + a * b;
 }
 
+// A word of ones.
+template <typename T>
+inline float one() {
+  return kPerWord<T> == 1 ? 1.0f : as<float>(uint32_t(0x3f803f80));
+}
+
 // Rows of numbers to rows of words, the last word of a row half empty if it must be.
 template <typename T>
 inline void to_words(const T* source, int64_t rows, int64_t each, float* target) {

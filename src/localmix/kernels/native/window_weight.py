@@ -30,7 +30,7 @@ class _Problem(ctypes.Structure):
                 *("before_height", "before_width", "dtype"),
             )
         ),
-        *((name, ctypes.c_void_p) for name in ("x", "gradient", "weight", "bias", "y", "of_x")),
+        *((name, ctypes.c_void_p) for name in ("x", "gradient", "weight", "bias", "y", "of_x", "packed")),
     ]
 
 
@@ -51,7 +51,7 @@ def _run(
     down, across = (-(-(b + n) // s) for b, n, s in zip(before, (height, width), window_size, strict=True))
     sizes = (batch, height, width, groups, channels // groups, *window_size, *before)
     # kept alive until the kernel is done
-    weight, bias = weight.float().contiguous(), None if bias is None else bias.float().contiguous()
+    weight, bias = weight.to(x.dtype).contiguous(), None if bias is None else bias.float().contiguous()
     problem = _Problem(*sizes, TYPES[x.dtype])
     for name, t in {"x": x, "weight": weight, "bias": bias, **maps}.items():
         setattr(problem, name, pointer(t))

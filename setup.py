@@ -33,7 +33,7 @@ INSTRUCTION_SETS = {
 }
 # A set that contains AVX-512 and has what products of bfloat16 gain from; not every compiler knows it.
 AVX512_BF16 = (64, [*AVX512, "-mavx512bf16"])
-IN_PAIRS = ("projected_weight.cpp", "projected_gradient.cpp", "window_weight.cpp")
+IN_PAIRS = ("projected_weight.cpp", "projected_gradient.cpp", "pairwise_window.cpp", "window_weight.cpp")
 
 
 class BuildKernels(build_ext):

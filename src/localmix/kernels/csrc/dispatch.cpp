@@ -21,13 +21,13 @@
   LOCALMIX_DECLARE(localmix_turn_##isa)               \
   LOCALMIX_DECLARE(localmix_projected_backward_##isa) \
   LOCALMIX_DECLARE(localmix_unpack_##isa)             \
+  extern "C" const PairwiseKernels localmix_window_##isa; \
   extern "C" const WindowWeightKernels localmix_window_weight_##isa;
 #define LOCALMIX_DECLARE_ALL(isa)                  \
   LOCALMIX_DECLARE(localmix_forward_##isa)         \
   LOCALMIX_DECLARE(localmix_backward_x_##isa)      \
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
-  LOCALMIX_DECLARE_IN_PAIRS(isa)                  \
-  extern "C" const PairwiseKernels localmix_window_##isa;  \
+  LOCALMIX_DECLARE_IN_PAIRS(isa)                   \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
   extern "C" const SharedWeightKernels localmix_shared_##isa;
 
@@ -57,7 +57,7 @@ struct Kernels {
     {#name, lanes, localmix_forward_##isa, localmix_backward_x_##isa, localmix_backward_weight_##isa,          \
      localmix_pack_##name, localmix_projected_forward_##name, localmix_turn_##name,                            \
      localmix_projected_backward_##name, localmix_unpack_##name},                                              \
-        &localmix_window_##isa, &localmix_neighborhood_##isa, &localmix_shared_##isa,                          \
+        &localmix_window_##name, &localmix_neighborhood_##isa, &localmix_shared_##isa,                         \
         &localmix_window_weight_##name                                                                         \
   }
 

@@ -6,7 +6,8 @@
 // A window and head at a time, all of it in the cache, of large windows some queries at a time. Scores lie with the
 // queries side by side, [key][query], so that their maximum and their sum are those of whole vectors, and slots that
 // only fill up a vector disturb no others. A cut window holds fewer positions. The backward pass makes the weights
-// again.
+// again. Maps are read as words (words.h); where these are pairs of numbers, weights and the gradients of scores are
+// rounded to pairs before they are multiplied by others.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
@@ -14,6 +15,9 @@
 #include "product.h"
 #include "softmax.h"
 #include "windows.h"
+#include "words.h"
+
+#include <cstring>
 
 namespace {
 
@@ -55,7 +59,8 @@ void unpack(const PairwiseProblem* p, const float* sums, int64_t begin, int64_t 
 // Queries of a window that are taken at a time: all of them unless the window is large.
 constexpr int64_t kQueries = 64;
 
-// A head of a window: its positions as float, and the scores of some of its queries.
+// A head of a window: its positions in words of W, and the scores of some of its queries as floats.
+template <typename W>
 class Head {
  public:
   explicit Head(const PairwiseProblem& p, bool backward)
@@ -65,33 +70,45 @@ class Head {
         line_(whole_vectors(n_)),
         slots_(whole_vectors(slots_of(p))),
         dim_(whole_vectors(p.dim)),
-        query(n_ * dim_, 0.0f),
-        key(n_ * dim_, 0.0f),
-        value(n_ * dim_, 0.0f),
+        words_(dim_ / kPerWord<W>),
+        query(n_ * words_, 0.0f),
+        key(n_ * words_, 0.0f),
+        value(n_ * words_, 0.0f),
         result(n_ * dim_, 0.0f),
         weight(n_ * width_, 0.0f),
         inverse(width_, 0.0f),
-        transposed_(p.dim * width_, 0.0f),
+        transposed_(words_of<W>(p.dim) * width_, 0.0f),
         bias_(p.bias ? n_ * line_ : 0, 0.0f) {
+    if (kPerWord<W> > 1) {
+      stacked_.resize(words_of<W>(n_) * dim_);
+      matrix_.resize(words_of<W>(n_) * width_);
+    }
     if (!backward) return;
-    for (auto* map : {&gradient, &of_key, &of_value}) map->resize(n_ * dim_, 0.0f);
+    gradient.resize(n_ * words_, 0.0f);
+    for (auto* map : {&of_key, &of_value}) map->resize(n_ * dim_, 0.0f);
     of_score.resize(n_ * width_, 0.0f);
   }
 
+  // A map as lines of words, one for each position; a word that is not full is filled by zero.
   template <typename T>
-  void read_map(const Window& w, const PairwiseMap& map, int64_t head, float factor, Floats& target) {
-    float* out = target.data();
+  void read_map(const Window& w, const PairwiseMap& map, int64_t head, Floats& lines) {
+    float* line = lines.data();
     for (int64_t r = 0; r < w.rows; ++r)
-      for (int64_t c = 0; c < w.columns; ++c, out += dim_)
-        read(at<T>(map, w.b, w.top + r, w.left + c, head), p_.dim, factor, out);
+      for (int64_t c = 0; c < w.columns; ++c, line += words_) {
+        const T* source = at<T>(map, w.b, w.top + r, w.left + c, head);
+        if constexpr (kPerWord<W> == 1) {
+          to_floats(source, p_.dim, line);
+        } else {
+          std::memcpy(line, source, p_.dim * sizeof(T));
+        }
+      }
   }
 
-  // Query, scaled, key and value.
   template <typename T>
   void read_window(const Window& w, int64_t head) {
-    read_map<T>(w, p_.query, head, float(p_.scale), query);
-    read_map<T>(w, p_.key, head, 1.0f, key);
-    read_map<T>(w, p_.value, head, 1.0f, value);
+    read_map<T>(w, p_.query, head, query);
+    read_map<T>(w, p_.key, head, key);
+    read_map<T>(w, p_.value, head, value);
   }
 
   template <typename T>
@@ -127,18 +144,21 @@ class Head {
     // slots that fill up a vector hold no number left from another window
     if (count != count_) std::fill(transposed_.begin(), transposed_.end(), 0.0f);
     count_ = count;
-    transpose(&queries[first * dim_], dim_, count, p_.dim, transposed_.data(), width_);
-    product(Factor{keys.data(), dim_, 1}, w.positions, p_.dim, transposed_.data(), width_, used, out.data(), width_);
+    const int64_t depth = words_of<W>(p_.dim);
+    transpose(&queries[first * words_], words_, count, depth, transposed_.data(), width_);
+    const Factor rows{keys.data(), words_, 1};
+    product<W>(rows, w.positions, depth, transposed_.data(), width_, used, out.data(), width_);
   }
 
-  // weight = exponentials of the scores in it plus bias, inverse = one over their sums.
+  // weight = exponentials of the scores, the scaled products in it plus bias, inverse = one over their sums.
   void soften(const Window& w, int64_t count, const float* bias) {
     const int64_t n = w.positions, line = bias_line(w);
+    const float scale = float(p_.scale);
     for (int64_t i = 0; i < count; i += kLanes) {
       float* column = weight.data() + i;
       Vector highest = {}, sum = {};
       for (int64_t j = 0; j < n; ++j) {
-        Vector score = load(column + j * width_);
+        Vector score = load(column + j * width_) * scale;
         if (bias) score += load(bias + j * line + i);
         store(column + j * width_, score);
         highest = j ? larger(score, highest) : score;
@@ -169,17 +189,37 @@ class Head {
     }
   }
 
-  // result [first + query] = sum over the keys of matrix[key, query] rows[key]
-  void mix_keys(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
-                int64_t count) {
-    product(Factor{matrix.data(), 1, width_}, count, w.positions, rows.data(), dim_, dim_, &result[first * dim_], dim_);
+  // result [first + query] = sum over the keys of matrix[key, query] lines[key]
+  void mix_keys(const Window& w, const Floats& matrix, const Floats& lines, int64_t first, int64_t count) {
+    const float* words = matrix.data();
+    if constexpr (kPerWord<W> == 2) {
+      for (int64_t j = 0; j < w.positions; j += 2) {
+        const float* row = words + j * width_;
+        const float* other = j + 1 < w.positions ? row + width_ : nullptr;
+        to_words_of_two<W>(row, other, whole_vectors(count), &matrix_[j / 2 * width_]);
+      }
+      words = matrix_.data();
+    }
+    product<W>(Factor{words, 1, width_}, count, words_of<W>(w.positions), stacked(lines, 0, w.positions), dim_, dim_,
+               &result[first * dim_], dim_);
   }
 
-  // out [key] = sum over the queries of matrix[key, query] rows[first + query], added to that of earlier queries
-  void mix_queries(const Window& w, const Floats& matrix, const Floats& rows, int64_t first,
-                   int64_t count, Floats& out) {
-    const Factor a{matrix.data(), width_, 1};
-    product(a, w.positions, count, &rows[first * dim_], dim_, dim_, out.data(), dim_, first > 0);
+  // out [key] = sum over the queries of matrix[key, query] lines[first + query], added to that of earlier queries
+  void mix_queries(const Window& w, const Floats& matrix, const Floats& lines, int64_t first, int64_t count,
+                   Floats& out) {
+    const float* words = matrix.data();
+    const int64_t stride = width_ / kPerWord<W>;
+    if constexpr (kPerWord<W> == 2) {
+      for (int64_t j = 0; j < w.positions; ++j) {
+        float* line = &matrix_[j * stride];
+        to_words_of_neighbors<W>(words + j * width_, whole_vectors(count), line);
+        // what fills up a word is zero times zero
+        if (count % 2) line[count / 2] = as<float>(as<uint32_t>(line[count / 2]) & 0xffffu);
+      }
+      words = matrix_.data();
+    }
+    product<W>(Factor{words, stride, 1}, w.positions, words_of<W>(count), stacked(lines, first, count), dim_, dim_,
+               out.data(), dim_, first > 0);
   }
 
   // result [query] *= inverse
@@ -203,51 +243,66 @@ class Head {
   }
 
  private:
+  // Some lines in words of positions.
+  const float* stacked(const Floats& lines, int64_t first, int64_t count) {
+    const float* line = &lines[first * words_];
+    if constexpr (kPerWord<W> == 1) {
+      return line;
+    } else {
+      for (int64_t i = 0; i < count; i += 2, line += 2 * words_) {
+        const W* row = reinterpret_cast<const W*>(line);
+        to_words_of_two(row, i + 1 < count ? row + dim_ : nullptr, dim_, &stacked_[i / 2 * dim_]);
+      }
+      return stacked_.data();
+    }
+  }
+
   const PairwiseProblem& p_;
-  // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels
-  int64_t n_, width_, line_, slots_, dim_;
+  // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels; their words
+  int64_t n_, width_, line_, slots_, dim_, words_;
   int64_t count_ = 0;  // queries that are transposed
 
  public:
-  Floats query, key, value, gradient, result, of_key, of_value;  // [position][dim]
-  Floats weight, of_score;                                       // [key][query]
-  Floats inverse;                                                // [query]
+  Floats query, key, value, gradient;  // lines of words, [position][dim]
+  Floats result, of_key, of_value;     // [position][dim]
+  Floats weight, of_score;             // [key][query]
+  Floats inverse;                      // [query]
 
  private:
-  Floats transposed_, bias_;
+  Floats transposed_, bias_, stacked_, matrix_;
 };
 
 template <typename T>
 void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
-  Head head(p, false);
+  Head<Factored<T>> head(p, false);
   const int64_t of_head = packed_size(&p) / p.heads;
   for (int64_t unit = begin; unit < end; ++unit) {
     const Window w(p, unit);
     for (int64_t h = 0; h < p.heads; ++h) {
-      head.read_window<T>(w, h);
+      head.template read_window<T>(w, h);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
-      Head::for_queries(w, [&](int64_t first, int64_t count) {
+      head.for_queries(w, [&](int64_t first, int64_t count) {
         head.dot(w, head.key, head.query, first, count, head.weight);
         head.soften(w, count, added ? added + first : nullptr);
         head.mix_keys(w, head.weight, head.value, first, count);
         head.divide(first, count);
       });
-      head.write_map<T>(w, head.result, h, 1.0f, p.output);
+      head.template write_map<T>(w, head.result, h, 1.0f, p.output);
     }
   }
 }
 
 template <typename T>
 void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
-  Head head(p, true);
+  Head<Factored<T>> head(p, true);
   const int64_t of_head = packed_size(&p) / p.heads;
   for (int64_t unit = begin; unit < end; ++unit) {
     const Window w(p, unit);
     for (int64_t h = 0; h < p.heads; ++h) {
-      head.read_window<T>(w, h);
-      head.read_map<T>(w, p.gradient, h, 1.0f, head.gradient);
+      head.template read_window<T>(w, h);
+      head.template read_map<T>(w, p.gradient, h, head.gradient);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
-      Head::for_queries(w, [&](int64_t first, int64_t count) {
+      head.for_queries(w, [&](int64_t first, int64_t count) {
         head.dot(w, head.key, head.query, first, count, head.weight);
         head.soften(w, count, added ? added + first : nullptr);
         head.dot(w, head.value, head.gradient, first, count, head.of_score);
@@ -257,9 +312,9 @@ void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin,
         if (p.of_key) head.mix_queries(w, head.of_score, head.query, first, count, head.of_key);
         if (p.of_query) head.mix_keys(w, head.of_score, head.key, first, count);
       });
-      if (p.of_value) head.write_map<T>(w, head.of_value, h, 1.0f, p.of_value);
-      if (p.of_key) head.write_map<T>(w, head.of_key, h, 1.0f, p.of_key);
-      if (p.of_query) head.write_map<T>(w, head.result, h, float(p.scale), p.of_query);
+      if (p.of_value) head.template write_map<T>(w, head.of_value, h, 1.0f, p.of_value);
+      if (p.of_key) head.template write_map<T>(w, head.of_key, h, float(p.scale), p.of_key);
+      if (p.of_query) head.template write_map<T>(w, head.result, h, float(p.scale), p.of_query);
     }
   }
 }

@@ -3,8 +3,8 @@
 //   y[i, g, d] = bias[g, i] + sum over the slots j of the window of i of  weight[g, i, j] * x[j, g, d]
 //
 // A group of some windows at a time is a product of two small matrices in the first-level cache; there is no partition
-// and no padding. Of a group of few channels so many windows are taken together that their channels fill some vectors. A
-// cut window holds fewer positions: it takes the rows and columns of its slots.
+// and no padding. Of a group of few channels several windows are taken together, whose channels fill some vectors. A cut
+// window holds fewer positions: it takes the rows and columns of its slots.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
@@ -108,8 +108,8 @@ class Group {
   // y = weight @ lines, or its transpose @ lines
   void mix(int64_t group, bool transpose, const Floats& lines) {
     const Factor weight = factor(group, transpose);
-    product<T>(weight, positions_, words_of<T>(positions_), stacked(lines), columns_, whole_vectors(count_ * p_.dim),
-               y_.data(), columns_);
+    product<Factored<T>>(weight, positions_, words_of<T>(positions_), stacked(lines), columns_,
+                         whole_vectors(count_ * p_.dim), y_.data(), columns_);
   }
 
   void add_bias(int64_t group) {
@@ -124,8 +124,8 @@ class Group {
     const int64_t stride = columns_ / kPerWord<T>, words = words_of<T>(count_ * p_.dim);
     transpose(x.data(), stride, positions_, words, transposed_.data(), line_);
     for (int64_t d = 0; d < words; ++d) transposed_[d * line_ + positions_] = one<T>();
-    product<T>(Factor{gradient.data(), stride, 1}, positions_, words, transposed_.data(), line_,
-               whole_vectors(positions_ + 1), of_weight_.data(), line_);
+    product<Factored<T>>(Factor{gradient.data(), stride, 1}, positions_, words, transposed_.data(), line_,
+                         whole_vectors(positions_ + 1), of_weight_.data(), line_);
     for (int64_t i = 0; i < positions_; ++i) {
       const float* from = &of_weight_[i * line_];
       const int64_t slot = group * slots_ + slot_[i];

@@ -28,6 +28,10 @@ inline int64_t words_of(int64_t numbers) {
   return divide_up(numbers, kPerWord<T>);
 }
 
+// What numbers of T are multiplied as: floats, or pairs of T.
+template <typename T>
+using Factored = std::conditional_t<kPerWord<T> == 1, float, T>;
+
 // sum + a * b, of each lane; a is the same word for all of them.
 template <typename T>
 LOCALMIX_INLINE inline Vector add_product(Vector sum, float a, Vector b) {

@@ -83,6 +83,7 @@ def compile_all():
         tuning,
         window_weight,
     )
+    from localmix.kernels.triton.shared_weight_tiles import BY_PRODUCTS
 
     compiled_before = set()
 
@@ -151,12 +152,15 @@ def compile_all():
     choose = tuning.choose
 
     def choose_all(name, problem, candidates, run, x):
-        """The first tile, unmeasured; of the kernels for local weights the first of each."""
+        """The first tile, unmeasured; of the kernels for local weights, and by products, the first of each."""
         if name in ("local_weight", "projected_local_weight"):
             kinds = {min(tile[3], 0): tile for tile in reversed(candidates)}
             for tile in kinds.values():
                 if tile != candidates[0]:
                     run(*tile)
+        if name == "shared_weight":
+            for tile in [tile for tile in candidates if tile[0] == BY_PRODUCTS][:1]:
+                run(*tile)
         return choose(name, problem, candidates, run, x)
 
     tuning.choose = choose_all
@@ -169,6 +173,7 @@ def compile_all():
         launch_applications(x[..., :96], 32, 24, (7, 7))
         launch_applications(x[..., :96], 32, 24 if dtype == torch.float32 else 256, (1, 65))  # too many for better ones
         launch_shared(x, 2, (11, 11), (1, 1))  # too many taps for registers
+        launch_shared(x.new_empty(16, 14, 14, 64), 1, (7, 7), (1, 1))  # images enough for products
         if capability == 90 and dtype != torch.float16:  # which takes the registers that bfloat16 takes
             launch_applications(x[..., :99], 11, 8, (3, 3))
             launch_all(x, 16, 48, (7, 7))
@@ -226,13 +231,14 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "mix_windows",
         "matrix_gradient",
         "convolve_in_registers",
+        "convolve_by_products",
         "shared_weight_gradient_in_registers",
         "lay_out_taps",
         "sum_of_shares",
     }
     assert names == expected
-    # several rows at a time are not for float32, strips of whole groups for one GPU, shares of sums are nothing else
-    assert len(launches) == 2 * 3 * len(expected) - 2 * 3 - 2 * 4
+    # shares of sums are float32; products are not; strips of rows are for one GPU or the other, and neither for float32
+    assert len(launches) == 2 * 3 * len(expected) - 4 - 2 - 3 * 4
 
 
 def test_no_kernel_spills_more_than_a_few_registers_or_wants_more_shared_memory_than_there_is(compiled):

@@ -14,14 +14,16 @@ pytestmark = pytest.mark.skipif(bool(triton.MISSING), reason=str(triton.MISSING)
 def take(monkeypatch):
     """Makes one kind of kernels run, with the tile of an index; gives the tiles that ran."""
     from localmix.kernels.triton import tuning
-    from localmix.kernels.triton.shared_weight_tiles import IN_REGISTERS
+    from localmix.kernels.triton.shared_weight_tiles import BY_PRODUCTS, IN_REGISTERS
 
-    def use(in_registers, index=0):
+    kinds = {IN_REGISTERS: "registers", BY_PRODUCTS: "products"}
+
+    def use(kind, index=0):
         taken = []
 
         def choose(name, problem, candidates, run, x):
-            of_kind = [tile for tile in candidates if (tile[0] == IN_REGISTERS) == in_registers]
-            if not name.startswith("shared_weight"):
+            of_kind = [tile for tile in candidates if kinds.get(tile[0], "vectors") == kind]
+            if not name.startswith("shared_weight") or (kind == "products" and name.endswith("gradient")):
                 return candidates[0]
             taken.append(of_kind[index % len(of_kind)])
             return taken[-1]
@@ -50,7 +52,7 @@ CASES = [
 @pytest.mark.parametrize(("operator", "shape", "kernel", "dilation", "has_bias"), CASES)
 @pytest.mark.parametrize("index", [0, -1])
 def test_taps_in_registers_are_within_the_budget(operator, shape, kernel, dilation, has_bias, dtype, index, take):
-    taken = take(True, index)
+    taken = take("registers", index)
     images = [] if operator == "depthwise_convolution" else [shape[0]]
     shapes = {"x": shape, "weight": (*images, shape[3], *kernel)} | ({"bias": (shape[3],)} if has_bias else {})
     tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
@@ -61,7 +63,7 @@ def test_taps_in_registers_are_within_the_budget(operator, shape, kernel, dilati
 
 @pytest.mark.parametrize("index", range(7))
 def test_every_tile_of_vectors_is_within_the_budget(index, take):
-    taken = take(False, index)
+    taken = take("vectors", index)
     shape = (1, 4, 6, 20)
     tensors = {"x": torch.randn(shape), "weight": torch.randn(20, 10, 10), "bias": torch.randn(20)}
     check_operator("depthwise_convolution", tensors, {}, torch.randn(shape), impl="triton")
@@ -78,7 +80,7 @@ def test_more_shares_are_summed_than_are_read_at_a_time(take, monkeypatch):
         return run(plan, tensors, *rest)
 
     monkeypatch.setattr(tuning, "run", spy)
-    take(True)
+    take("registers")
     tensors = {"x": torch.randn(80, 3, 3, 32), "weight": torch.randn(32, 1, 1), "bias": torch.randn(32)}
     check_operator("depthwise_convolution", tensors, {}, torch.randn(80, 3, 3, 32), impl="triton")
     assert set(shares) == {80}
@@ -97,7 +99,7 @@ def test_programs_go_through_several_images(operator, take, monkeypatch):
 
     monkeypatch.setattr(tuning, "num_multiprocessors", lambda x: 1)
     monkeypatch.setattr(tuning, "launch", spy)
-    take(True)
+    take("registers")
     shape, images = (10, 3, 5, 40), [] if operator == "depthwise_convolution" else [10]
     tensors = {"x": torch.randn(shape), "weight": torch.randn(*images, 40, 3, 3), "bias": torch.randn(40)}
     check_operator(operator, tensors, {}, torch.randn(shape), impl="triton")
@@ -112,7 +114,7 @@ def test_bfloat16_in_registers(shape, take):
     gradient = torch.randn(shape).bfloat16()
     exact = {name: t.double() for name, t in tensors.items()}
     expected = output_and_gradients(kernels.depthwise_convolution, exact, {"impl": "reference"}, gradient.double())
-    taken = take(True)
+    taken = take("registers")
     actual = output_and_gradients(kernels.depthwise_convolution, tensors, {"impl": "triton"}, gradient)
     assert taken
     for name, result in actual.items():
@@ -121,12 +123,67 @@ def test_bfloat16_in_registers(shape, take):
         assert error <= torch.finfo(torch.bfloat16).eps * expected[name].abs().max(), name
 
 
+@pytest.mark.parametrize("index", [0, -1])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dilation", "has_bias"),
+    [
+        # the last block of images is not full, several blocks of channels, a map of one tile
+        ((19, 5, 7, 16), (7, 7), 1, True),
+        ((8, 9, 14, 8), (7, 5), 1, False),
+        # several tiles of columns; the last one is not full
+        ((9, 4, 37, 8), (3, 7), 1, True),
+        # even kernels, larger than the map, dilated: rows of several residues, a residue without rows
+        ((8, 7, 18, 8), (2, 4), (3, 2), True),
+        ((8, 2, 3, 8), (6, 8), (3, 1), False),
+        ((8, 3, 5, 8), (1, 1), 1, True),
+    ],
+)
+def test_products_are_within_the_budget(shape, kernel, dilation, has_bias, index, take):
+    taken = take("products", index)
+    shapes = {"x": shape, "weight": (shape[3], *kernel)} | ({"bias": (shape[3],)} if has_bias else {})
+    tensors = {name: torch.randn(shape).half() for name, shape in shapes.items()}
+    check_operator("depthwise_convolution", tensors, {"dilation": dilation}, torch.randn(shape).half(), impl="triton")
+    assert len(taken) == 2  # forward, and the gradient of x
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # by the interpreter
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_what_reads_it_and_nothing_else_by_products(wrong, take):
+    x, weight, bias = torch.randn(9, 9, 14, 16).half(), torch.randn(16, 3, 3).half(), torch.randn(16).half()
+    take("products")
+    expected = kernels.depthwise_convolution(x, weight, bias, impl="triton")
+    x[1, 4, 5, 1] = wrong
+    taken = take("products")
+    actual = kernels.depthwise_convolution(x, weight, bias, impl="triton")
+    assert taken
+    spoilt = torch.zeros(9, 9, 14, 16, dtype=torch.bool)
+    spoilt[1, 3:6, 4:7, 1] = True
+    assert (~actual.isfinite()).equal(spoilt)
+    torch.testing.assert_close(actual[~spoilt], expected[~spoilt])
+
+
+def test_where_there_are_products():
+    from localmix.kernels.triton.shared_weight_tiles import BY_PRODUCTS, tiles_by_products
+
+    def tiles(shape, kernel=(7, 7), results=1, dilation=(1, 1)):
+        return tiles_by_products(shape, (results, shape[3], *kernel), dilation)
+
+    assert tiles((128, 56, 56, 96)) == [(BY_PRODUCTS, 16, 16, 32)]
+    assert tiles((128, 14, 14, 384)) == [(BY_PRODUCTS, 16, 16, 16)]
+    assert tiles((128, 7, 7, 768)) == [(BY_PRODUCTS, 32, 8, 16), (BY_PRODUCTS, 16, 8, 16)]
+    assert tiles((7, 7, 7, 768)) == tiles((128, 7, 7, 4)) == tiles((128, 7, 7, 768), results=128) == []
+    # more rows of sums than fit the registers, and more columns than are read
+    assert tiles((128, 14, 14, 384), (8, 3)) == tiles((128, 56, 56, 96), (3, 19)) == []
+    assert tiles((128, 14, 14, 384), (3, 19)) == [(BY_PRODUCTS, 32, 16, 16), (BY_PRODUCTS, 16, 16, 16)]
+    assert tiles((128, 32, 32, 96), (3, 19))[1:] == [(BY_PRODUCTS, 16, 16, 32)]
+
+
 @pytest.mark.parametrize("width", [40, 7])
 def test_nan_reaches_what_reads_it_and_nothing_else(width, take):
     x, weight = torch.randn(2, 9, width, 16), torch.randn(16, 3, 3)
     expected = kernels.depthwise_convolution(x, weight, impl="reference")
     x[1, 4, 5, 1] = torch.nan
-    take(True)
+    take("registers")
     actual = kernels.depthwise_convolution(x, weight, impl="triton")
     spoilt = torch.zeros(2, 9, width, 16, dtype=torch.bool)
     spoilt[1, 3:6, 4:7, 1] = True

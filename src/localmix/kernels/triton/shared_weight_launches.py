@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from localmix.kernels.triton import shared_weight_by_products as products
 from localmix.kernels.triton import shared_weight_in_registers as registers
 from localmix.kernels.triton import shared_weight_kernels as vectors
 from localmix.kernels.triton import tuning
 from localmix.kernels.triton.shared_weight_tiles import (
+    BY_PRODUCTS,
+    CHANNELS_OF_PRODUCTS,
     IN_REGISTERS,
     MOST_CHANNELS,
     pieces_of,
+    tiles_by_products,
     tiles_by_vectors,
     tiles_in_registers,
 )
@@ -97,12 +101,33 @@ def _plan_convolution(tensors: Sequence[Tensor], dilation: Pair, flipped: bool, 
             results=[(x.shape, x.dtype)],
         )
 
+    def by_products(_: int, images: int, columns: int, read: int) -> tuning.Launch:
+        tiles, blocks = tuning.cdiv(width, columns), tuning.cdiv(batch, images)
+        return tuning.Launch(
+            products.convolve_by_products,
+            blocks * dilation[0] * tiles * (channels // CHANNELS_OF_PRODUCTS),
+            (batch, height, width, tiles, *before),
+            (
+                *(channels, *kernel, *dilation, flipped, has_bias, tuning.dot_dtype(x)),
+                tuning.integers_up_to(2 * images * (height + dilation[0] * kernel[0]) * width * channels),
+                *(images, columns, read, CHANNELS_OF_PRODUCTS),
+            ),
+            warps=4,
+            stages=1,
+            registers=_REGISTERS,
+            results=[(x.shape, x.dtype)],
+        )
+
     def launch(*tile: int) -> tuning.Launch:
-        return in_registers(*tile) if tile[0] == IN_REGISTERS else by_vectors(*tile)
+        kinds = {IN_REGISTERS: in_registers, BY_PRODUCTS: by_products}
+        return kinds.get(tile[0], by_vectors)(*tile)
 
     tiles: list[tuple[int, ...]] = [*tiles_in_registers(x.shape, weight.shape, dilation)]
-    others = tiles_by_vectors(x, parts, 7 if 1 < step < 16 else 4 if step > 1 else 1)
-    tiles = [*tiles, others[0]] if tiles else others
+    if not tiles or x.dtype == torch.float32:
+        others = tiles_by_vectors(x, parts, 7 if 1 < step < 16 else 4 if step > 1 else 1)
+        tiles = [*tiles, others[0]] if tiles else others
+    if tuning.has_matrix_units(x):
+        tiles = [*tiles, *tiles_by_products(tuple(x.shape), tuple(weight.shape), dilation)]
     return tuning.Plan("shared_weight", (x.shape, kernel, dilation, (weight.shape[0], parts)), tiles, launch)
 
 

@@ -18,6 +18,18 @@ MOST_CHANNELS = 64
 IN_REGISTERS = 0
 """Stands for the rows in a tile of the kernels in registers, which go down all rows of a strip."""
 
+BY_PRODUCTS = -1
+"""Stands there in a tile of the kernel on the matrix units."""
+
+CHANNELS_OF_PRODUCTS = 8
+"""Of a program of that kernel: two for each of its four warps, and 16 bytes side by side."""
+
+_SUMS_OF_PRODUCTS = 7 * 16 * 16
+"""That a program has of a channel: 112 registers of a thread."""
+
+_LEAST_IMAGES = 8
+"""For products that take 16 lines at least."""
+
 _NUMBERS = 100
 """Taps, and sums of as many columns as fit, of a thread: with what else it needs, registers for 12 warps."""
 
@@ -96,3 +108,20 @@ def _tiles_in_registers(
         strips = min(tuning.cdiv(_ENOUGH_WARPS, warps), max(1, longest // _LEAST_ROWS))
         candidates.append((IN_REGISTERS, columns, block, strips))
     return list(dict.fromkeys(candidates))
+
+
+@functools.cache
+def tiles_by_products(shape: tuple[int, ...], weight: tuple[int, ...], dilation: tuple[int, ...]) -> list[Tile]:
+    """Candidates (`BY_PRODUCTS`, images, columns, columns that are read).
+
+    None for weights of each image, few images, channels that are no whole blocks, and kernels that reach too far.
+    """
+    batch, _, width, channels = shape
+    if weight[0] > 1 or batch < _LEAST_IMAGES or channels % CHANNELS_OF_PRODUCTS:
+        return []
+    columns, read = 8 if width <= 8 else 16, 16 if width <= 16 else 32
+    if read < min(width, columns + dilation[1] * (weight[3] - 1)):
+        return []
+    return [
+        (BY_PRODUCTS, images, columns, read) for images in (32, 16) if weight[2] * images * columns <= _SUMS_OF_PRODUCTS
+    ]

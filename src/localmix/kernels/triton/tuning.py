@@ -260,6 +260,13 @@ def is_hopper(x: Tensor) -> bool:
     return x.is_cuda and not torch.version.hip and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
+def has_matrix_units(x: Tensor) -> bool:
+    """Whether x is of 16 bits, and on a GPU of NVIDIA's whose matrix units take such factors; the interpreter does."""
+    if x.element_size() != 2 or torch.version.hip:
+        return False
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] >= 8
+
+
 def num_multiprocessors(x: Tensor) -> int:
     """Of the GPU of x; of an H100 where it is on none."""
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132

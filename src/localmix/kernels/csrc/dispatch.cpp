@@ -15,7 +15,7 @@
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
-#define LOCALMIX_DECLARE_IN_PAIRS(isa)               \
+#define LOCALMIX_DECLARE_IN_PAIRS(isa)                \
   LOCALMIX_DECLARE(localmix_pack_##isa)               \
   LOCALMIX_DECLARE(localmix_projected_forward_##isa)  \
   LOCALMIX_DECLARE(localmix_turn_##isa)               \

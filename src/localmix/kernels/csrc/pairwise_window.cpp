@@ -249,10 +249,7 @@ class Head {
     if constexpr (kPerWord<W> == 1) {
       return line;
     } else {
-      for (int64_t i = 0; i < count; i += 2, line += 2 * words_) {
-        const W* row = reinterpret_cast<const W*>(line);
-        to_words_of_two(row, i + 1 < count ? row + dim_ : nullptr, dim_, &stacked_[i / 2 * dim_]);
-      }
+      to_words_of_rows(reinterpret_cast<const W*>(line), count, dim_, stacked_.data());
       return stacked_.data();
     }
   }

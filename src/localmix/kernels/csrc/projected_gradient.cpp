@@ -164,9 +164,7 @@ const float* words_of_positions(const T* hidden, const float* features, int64_t 
   if constexpr (kPerWord<T> == 1) {
     return features;
   } else {
-    for (int64_t i = 0; i < positions; i += 2)
-      to_words_of_two(hidden + i * rank, i + 1 < positions ? hidden + (i + 1) * rank : nullptr, rank,
-                      words + i / 2 * rank);
+    to_words_of_rows(hidden, positions, rank, words);
     return words;
   }
 }

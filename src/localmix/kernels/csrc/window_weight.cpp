@@ -158,9 +158,7 @@ class Group {
     if constexpr (kPerWord<T> == 1) {
       return lines.data();
     } else {
-      const T* line = reinterpret_cast<const T*>(lines.data());
-      for (int64_t i = 0; i < positions_; i += 2, line += 2 * columns_)
-        to_words_of_two(line, i + 1 < positions_ ? line + columns_ : nullptr, columns_, &stacked_[i / 2 * columns_]);
+      to_words_of_rows(reinterpret_cast<const T*>(lines.data()), positions_, columns_, stacked_.data());
       return stacked_.data();
     }
   }

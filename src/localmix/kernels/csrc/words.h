@@ -69,6 +69,13 @@ inline void to_words_of_two(const T* row, const T* other, int64_t count, float* 
     target[i] = as<float>(uint32_t(row[i].bits) | (other ? uint32_t(other[i].bits) << 16 : 0u));
 }
 
+// Rows of numbers, [rows][count], to rows of words that each hold numbers of several rows, [words of rows][count].
+template <typename T>
+inline void to_words_of_rows(const T* rows, int64_t number, int64_t count, float* target) {
+  for (int64_t i = 0; i < number; i += 2, rows += 2 * count, target += count)
+    to_words_of_two(rows, i + 1 < number ? rows + count : nullptr, count, target);
+}
+
 // Rows of numbers to one of words, in each of them a number of every row: of the first alone, or of both.
 template <typename T>
 inline void to_words_across(const T* row, const T* other, int64_t count, float* target) {

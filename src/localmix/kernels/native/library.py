@@ -33,7 +33,7 @@ def description() -> str:
 
 
 def instruction_set() -> str:
-    """The one that the kernels use on this processor: "generic", "avx2" or "avx512"."""
+    """The one that the kernels use on this processor: "generic", "avx2", "avx512" or "avx512_bf16"."""
     return library().localmix_instruction_set().decode()
 
 

@@ -46,6 +46,25 @@ def check_every_tile(launches, monkeypatch, operator, kind, x, others, options):
         taken += 1
 
 
+@pytest.mark.parametrize(("is_hopper", "rank"), [(False, 128), (True, 224)])
+def test_a_tile_for_features_without_a_bias_is_none_for_those_with_one(launches, monkeypatch, is_hopper, rank):
+    """The bias is one more feature, for which a block may have no room."""
+    candidates_for = {}
+
+    def choose(name, problem, candidates, run, x):
+        # of one problem the first call's tile serves all
+        assert candidates_for.setdefault(launches.tuning._plain(problem), candidates) == candidates
+        return candidates[0]
+
+    monkeypatch.setattr(launches.tuning, "choose", choose)
+    monkeypatch.setattr(launches.tuning, "is_hopper", lambda x: is_hopper)
+    x, hidden, projection = (torch.randn(*shape).half() for shape in ((1, 3, 3, 64), (1, 3, 3, rank), (64, rank)))
+    for bias in (None, torch.zeros(64).half()):
+        options = {"kernel_size": 2, "num_groups": 16, "impl": "triton"}
+        kernels.projected_inhomogeneous_convolution(x, hidden, projection, bias, **options)
+    assert len({str(candidates) for candidates in candidates_for.values()}) == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "groups", "rank", "kernel", "dilation", "has_bias"),
     [

@@ -140,7 +140,7 @@ def run_projected_apply(
     better = [*strips, *in_parts] if dim < most else [*in_parts, *strips]
     candidates = better or _tiles_of_groups(x.shape[2], groups, dim, True)[:2]
     # maps of about one size share a tile, but not all of them have parts
-    problem = (x.shape, (groups, rank, transposed, len(in_parts)), kernel, dilation)
+    problem = (x.shape, (groups, rank, has_bias, transposed, len(in_parts)), kernel, dilation)
     run(*tuning.choose("projected_local_weight", problem, candidates, run, x))
     return y
 

@@ -113,6 +113,17 @@ def test_a_tile_that_is_no_candidate_any_more_is_forgotten(measured):
     assert choose(candidates=[(1, 4), (4, 4)]) == (4, 4)
 
 
+def test_a_tile_that_was_no_candidate_yet_is_measured(measured):
+    """The file may be of an older version."""
+    assert choose(candidates=[(1, 4), (4, 4)]) == (4, 4)
+    forget()
+    assert choose() == (2, 4)
+    forget()
+    measured.clear()
+    assert choose() == (2, 4)
+    assert not measured
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"a": 3', '{"a": 3}', "\x00\xff", '"text"'])
 def test_a_broken_file_is_ignored_and_replaced(measured, tmp_path, content):
     (tmp_path / "tiles.json").write_bytes(content.encode("latin-1"))
@@ -125,6 +136,12 @@ def test_a_file_that_cannot_be_written_is_ignored(measured, monkeypatch, tmp_pat
     monkeypatch.setenv("LOCALMIX_CACHE", str(tmp_path / "file" / "below"))
     assert choose() == choose() == (2, 4)
     assert measured == CANDIDATES
+
+
+def test_a_full_disk_leaves_no_file(measured, tmp_path, full_disk):
+    with full_disk(1):
+        assert choose() == (2, 4)
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_the_file_is(monkeypatch, tmp_path):
@@ -155,6 +172,32 @@ def test_a_tile_that_does_not_fit_the_gpu_is_never_the_fastest(monkeypatch):
 
     monkeypatch.setattr(tuning.clock, "milliseconds", fails)
     assert tuning._milliseconds(lambda: None) == math.inf
+
+
+def test_what_memory_was_too_short_for_is_left_out_by_this_process_alone(measured, monkeypatch, tmp_path):
+    def clock(call):
+        call()
+        if ran[-1] == (2, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return MILLISECONDS[ran[-1]]
+
+    enough = tuning._milliseconds
+    monkeypatch.setattr(tuning, "_milliseconds", clock)
+    assert choose() == choose() == (4, 4)
+    assert len(ran) == len(CANDIDATES)
+    assert not list(tmp_path.iterdir())
+    forget()
+    monkeypatch.setattr(tuning, "_milliseconds", enough)
+    assert choose() == (2, 4)
+
+
+def test_memory_that_is_short_is_not_taken_for_a_tile_that_does_not_compile(monkeypatch):
+    def fails(call):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuning.clock, "milliseconds", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        tuning._milliseconds(lambda: None)
 
 
 class Kernel:

@@ -12,8 +12,8 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from localmix.kernels.triton import clock
 from localmix.kernels.triton.compilation import compile_together, is_noted
+from localmix.writing import write_atomically
 
 Tile = tuple[int, ...]
 
@@ -216,28 +217,38 @@ def _fastest(
     """None while a CUDA graph is captured, and where no candidate runs: the launch of the first one will say why."""
     key = (name, *_rounded(problem), x.dtype, x.device)
     if key not in _remembered:
-        # in the file, what tells GPUs and compilers apart too
-        entry = json.dumps([str(part) for part in (*key[:-1], _device_name(x), torch.__version__, triton.__version__)])
+        # in the file, what tells GPUs and compilers apart too, and what a version of this package could choose from
+        versions = (torch.__version__, triton.__version__)
+        entry = json.dumps([str(part) for part in (*key[:-1], _device_name(x), *versions, candidates)])
         tile = _read().get(entry)
         if tile not in candidates:
             if torch.cuda.is_current_stream_capturing():
                 return None
             with torch.cuda.device_of(x):
-                milliseconds = _measure(candidates, run)
+                milliseconds, is_short = _measure(candidates, run)
             tile = min(milliseconds, key=milliseconds.__getitem__)
             times = ", ".join(f"{tile} {ms:.4f}" for tile, ms in milliseconds.items())
             _log.debug("%s %s %s takes %s, of [ms]: %s", name, _plain(problem), x.dtype, tile, times)
             if math.isinf(milliseconds[tile]):
                 return None
-            _write(entry, tile)
+            if not is_short:  # of memory: another process may have enough for what could not be measured
+                _write(entry, tile)
         _remembered[key] = tile
     return _remembered[key]
 
 
-def _measure(candidates: Sequence[Tile], run: Callable[..., Any]) -> dict[Tile, float]:
+def _measure(candidates: Sequence[Tile], run: Callable[..., Any]) -> tuple[dict[Tile, float], bool]:
+    """Milliseconds of each, forever if it fails, and whether one lacked memory."""
     calls = {candidate: functools.partial(run, *candidate) for candidate in candidates}
     compile_together(list(calls.values()))
-    return {candidate: _milliseconds(call) for candidate, call in calls.items()}
+    milliseconds, is_short = {}, False
+    for candidate, call in calls.items():
+        try:
+            milliseconds[candidate] = _milliseconds(call)
+        except torch.OutOfMemoryError as error:
+            _log.warning("a candidate for a tile is left out for want of memory: %s", error)
+            milliseconds[candidate], is_short = math.inf, True
+    return milliseconds, is_short
 
 
 def cdiv(number: int, by: int) -> int:
@@ -294,12 +305,18 @@ def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """How long a GPU takes for a call; forever if it fails, so that what no compiler or GPU takes is not chosen."""
+    """How long a GPU takes for a call; forever if it fails, so that what no compiler or GPU takes is not chosen.
+
+    Raises:
+        torch.OutOfMemoryError: memory is short for a moment.
+    """
     try:
         return clock.milliseconds(call)
     except triton.runtime.errors.OutOfResources:
         return math.inf
-    except Exception as error:  # whatever a compiler raises, or memory that is short for a moment
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler raises
         _log.warning("a candidate for a tile is left out: %s: %s", type(error).__name__, error)
         return math.inf
 
@@ -335,14 +352,9 @@ def _read() -> dict[str, Tile]:
 
 def _write(key: str, tile: Tile) -> None:
     """Adds an entry; another process sees the file before or after, never half of it."""
-    try:
-        file = _file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
-            json.dump({**_read(), key: tile}, temporary)
-        os.replace(temporary.name, file)
-    except (OSError, RuntimeError):
-        pass
+    content = json.dumps({**_read(), key: tile}).encode()
+    with suppress(OSError, RuntimeError):
+        write_atomically(_file(), lambda file: file.write(content))
 
 
 @triton.jit

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from localmix.reports.benchmarks.operators import _implementations
+
 SCRIPT = Path(__file__).parents[1] / "tools" / "check_gpu.sh"
-PARTS = ["tests", "warm_up", "info", "operators", "networks"]
+PARTS = ["tests", "warm_up", "operators", "projected", "networks", "info"]
 CALLS = {
-    "tests": "--numprocesses 2 --dist worksteal -v tests/kernels/test_gpu.py",
+    "tests": "--numprocesses 2 --dist load -v tests/kernels/test_gpu.py",
     "warm_up": "--rounds 1",
+    "operators": "--output operators_gpu",
+    "projected": "--output projected_float32_gpu",
+    "networks": "--output networks_gpu",
     "info": "bench --info",
-    "operators": "bench ops --graph",
-    "networks": "bench models",
 }
 """What tells the calls of the parts apart."""
 PYTHON = r"""#!/usr/bin/env bash
@@ -70,7 +73,8 @@ def test_all_parts_run_in_order(check, tmp_path):
     text = calls(tmp_path)
     places = [text.index(call) for call in CALLS.values()]
     assert places == sorted(places)
-    assert done.stdout.count("a tile\n") == 2  # operators and networks
+    assert done.stdout.count("a tile\n") == 3  # operators, projected and networks
+    assert re.search(r"^kernels: \d+ were there, the tests compiled 0$", done.stdout, re.MULTILINE)
     for part in PARTS:
         assert (tmp_path / "out" / f"{part}.log").read_text().startswith("output of ")
 
@@ -82,7 +86,7 @@ def test_the_warm_up_has_a_process_for_each_operator_and_stage_and_keeps_no_tile
         for name in ("mixing", "unmixing", "mixing_shifted"):
             assert sum(f"--ops {name} --stages {stage} " in line for line in lines) == 1
     timed = [line for line in lines if "--output" in line]
-    assert len(timed) == 2
+    assert len(timed) == 3
     assert all(line.startswith(str(tmp_path / "out" / "tiles ")) for line in timed)
     assert not any(line.startswith(str(tmp_path / "out")) for line in lines if "--rounds 1" in line)
 
@@ -112,6 +116,14 @@ def test_a_dry_run_tells_the_limits_which_fill_the_minutes(check, tmp_path):
     # each part has ten seconds to end in
     assert 590 <= sum(limits.values()) + 10 * len(PARTS) <= 600
     assert not (tmp_path / "python.calls").exists()
+
+
+def test_it_compares_with_peers_that_there_are(check):
+    done = check(DRY_RUN="1")
+    lists = re.findall(r"--impls ([^-]\S*(?: [^-]\S*)*)", done.stdout)
+    assert len(lists) == 2 + 3 * 4  # for the warm-up of three operators in each stage
+    for impls in lists:
+        assert _implementations(impls.split()) == impls.split()
 
 
 def test_without_a_gpu_it_says_so(check):

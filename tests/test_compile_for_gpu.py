@@ -57,3 +57,14 @@ def test_triton_finds_all_that_a_problem_launches(tmp_path):
     hits, misses = map(int, done.stdout.split())
     assert hits >= 12 and misses == 0
     assert not list(tmp_path.rglob("*.ptx"))
+
+
+def test_what_is_timed_in_float32_is_compiled_too():
+    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import compile_for_gpu; print(dict(compile_for_gpu."
+    calls = [f"{code}calls_of_{part}()).keys())" for part in ("operators", "tests")]
+    of_operators, of_tests = (subprocess.check_output([sys.executable, "-c", call], text=True) for call in calls)
+    for stage in ("56 x 56 x 96", "7 x 7 x 768"):
+        assert f"'projected_inhomogeneous_convolution {stage} torch.float32'" in of_operators
+        # what multiplies first and then applies its weights
+        assert f"'inhomogeneous_convolution {stage} torch.float32'" in of_operators
+    assert "'more than 2**31 numbers'" in of_tests

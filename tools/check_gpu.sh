@@ -55,13 +55,16 @@ with torch.inference_mode():
     models.fold(net).bfloat16()(images.bfloat16())
 '
 run_localmix=("$python" -c "$logged" "$out")
+# the fastest of what operators are compared with, and the official way; those to compile before
+peers=(conv2d-channels-last unfold predict-then-apply grouped-conv1d)
+compiled_peers=(conv2d-compiled grouped-conv2d-compiled shifted-sum-compiled partition-sdpa-compiled flex-attention)
 # without the plugins that pyproject.toml sets up; pytest-benchmark, where it is, has no part in parallel tests
 run_tests=("$python" -m pytest -p no:cacheprovider -p no:benchmark --override-ini addopts=--import-mode=importlib
-    -W 'ignore:Unknown config option' -rfE --durations 5 --numprocesses "$jobs" --dist worksteal)
+    -W 'ignore:Unknown config option' -rfE --durations 20 --numprocesses "$jobs" --dist load)
 
 # Percent of the time of each part, in their order.
-declare -A shares=([tests]=25 [warm_up]=22 [info]=6 [operators]=30 [networks]=17)
-parts=(tests warm_up info operators networks)
+declare -A shares=([tests]=24 [warm_up]=20 [operators]=26 [projected]=12 [networks]=14 [info]=4)
+parts=(tests warm_up operators projected networks info)
 declare -A statuses durations
 
 # limit PART: seconds that are left to it, less those that a part gets to write down what it has
@@ -104,7 +107,7 @@ warm_up_commands() {
     for stage in 1 2 3 4; do
         for name in $names; do
             printf '%q ' "$python" -m localmix bench ops --ops "$name" --stages "$stage" --device cuda --graph \
-                --dtype bfloat16 --rounds 1 --seconds 0.001 && printf '\0'
+                --dtype bfloat16 --impls triton "${compiled_peers[@]}" --rounds 1 --seconds 0.001 && printf '\0'
         done
     done
 }
@@ -137,14 +140,23 @@ described() {
     esac
 }
 
-export LOCALMIX_CACHE=$scratch/tests # whose problems are no others'
-part tests INT "${run_tests[@]}" -v tests/kernels/test_gpu.py
+# number of compiled kernels in Triton's cache
+kernels() {
+    find "${TRITON_CACHE_DIR:-$HOME/.triton/cache}" -name '*.cubin' 2>/dev/null | wc -l || true
+}
+
+before=$(kernels)
+# PyTorch's compiler would start as many processes for each of the tests'
+LOCALMIX_CACHE=$scratch/tests TORCHINDUCTOR_COMPILE_THREADS=1 part tests INT "${run_tests[@]}" -v tests/kernels/test_gpu.py
+[ -n "$dry_run" ] || echo "kernels: $before were there, the tests compiled $(($(kernels) - before))"
 warm_up
-part info TERM "$python" -m localmix bench --info
 export LOCALMIX_CACHE=$out/tiles
-part operators TERM "${run_localmix[@]}" bench ops --graph --device cuda --dtype bfloat16 --output operators_gpu
+bench=("${run_localmix[@]}" bench ops --graph --device cuda --rounds 3 --impls triton "${peers[@]}" "${compiled_peers[@]}")
+part operators TERM "${bench[@]}" --dtype bfloat16 --output operators_gpu
+part projected TERM "${bench[@]}" --dtype float32 --ops projected_inhomogeneous_convolution --output projected_float32_gpu
 part networks TERM "${run_localmix[@]}" bench models --device cuda --dtype bfloat16 --rounds 3 --modes eager \
     --output networks_gpu
+part info TERM "$python" -m localmix bench --info
 [ -z "$dry_run" ] || exit 0
 
 if [ -s "$out/tiles.log" ]; then

@@ -32,6 +32,7 @@ from localmix.reports.benchmarks.problems import NAMES, STAGES, cases, problem
 
 TESTS = Path(__file__).parents[1] / "tests" / "kernels" / "test_gpu.py"
 NETS = ("i_dynamic_dwnet_tiny", "dynamic_dwnet_tiny", "dwnet_tiny", "localswin_tiny")
+PROJECTED = ("projected_inhomogeneous_convolution", "inhomogeneous_convolution")
 Call = tuple[str, Callable[[], Any]]
 """A name and what launches kernels."""
 
@@ -57,16 +58,18 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def calls_of_operators() -> Iterator[Call]:
-    """As `localmix bench ops --device cuda --dtype bfloat16` makes them."""
-    for name, shape in cases(NAMES, tuple(STAGES.values())):
-        small = problem(name, shape, batch=1)
-        tensors = {}
-        for key, t in small.tensors.items():
-            size = (BATCH["cuda"], *t.shape[1:]) if key in small.batched else t.shape
-            tensors[key] = _empty(size, torch.bfloat16)
-        if name == "inhomogeneous_convolution":
-            tensors["weight"] = tensors["weight"].transpose(3, 4).contiguous().transpose(3, 4)
-        yield f"{name} {shape[0]} x {shape[1]} x {shape[2]}", _both_passes(small.operator, tensors, small.options)
+    """As `localmix bench ops --device cuda` makes them: in bfloat16, and projected ones with their peers in float32."""
+    for dtype, names in ((torch.bfloat16, NAMES), (torch.float32, PROJECTED)):
+        for name, shape in cases(names, tuple(STAGES.values())):
+            small = problem(name, shape, batch=1)
+            tensors = {}
+            for key, t in small.tensors.items():
+                size = (BATCH["cuda"], *t.shape[1:]) if key in small.batched else t.shape
+                tensors[key] = _empty(size, dtype)
+            if name == "inhomogeneous_convolution":
+                tensors["weight"] = tensors["weight"].transpose(3, 4).contiguous().transpose(3, 4)
+            where = " x ".join(map(str, shape))
+            yield f"{name} {where} {dtype}", _both_passes(small.operator, tensors, small.options)
 
 
 def calls_of_networks() -> Iterator[Call]:
@@ -90,6 +93,8 @@ def calls_of_tests() -> Iterator[Call]:
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    large = {name: _empty(shape, torch.bfloat16) for name, shape in module.LARGE.items()}
+    yield "more than 2**31 numbers", lambda: _run("depthwise_convolution", large, {})
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         for operator, shapes, options in module.CASES:
             tensors = {name: _empty(shape, dtype) for name, shape in shapes.items()}

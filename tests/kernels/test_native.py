@@ -146,6 +146,29 @@ def test_more_threads_than_lines(operator, num_threads):
     check_operator(operator, *problem(operator, size=(1, 1)), impl="native")
 
 
+def few_places(operator, places):
+    """(tensors, options, gradient) of heads or groups that threads share: so many windows in all, or lines."""
+    size = (1, 3) if operator == "neighborhood_attention" else (4, 5)
+    qkv = torch.randn(places, *size, 3, 7, 6).unbind(3)
+    if operator == "local_mlp":
+        x = torch.randn(places, *size, 7 * 20)
+        tensors = {"x": x, "weight": torch.randn(7, 20, 20), "bias": torch.randn(7, 20)}
+        return tensors, {"window_size": (4, 5)}, torch.randn_like(x)
+    by_window = operator == "window_attention"
+    bias = torch.randn(7, 20, 20) if by_window else torch.randn(7, 1, 5)
+    options = {"window_size": (4, 5)} if by_window else {"kernel_size": (1, 3)}
+    tensors = dict(zip(("query", "key", "value"), qkv, strict=True)) | {"bias": bias}
+    return tensors, options, torch.randn_like(qkv[0])
+
+
+@pytest.mark.parametrize("operator", ["window_attention", "neighborhood_attention", "local_mlp"])
+@pytest.mark.parametrize(("places", "threads"), [(1, 2), (1, 3), (1, 8), (2, 3), (2, 5), (3, 4), (3, 11)])
+def test_threads_share_the_heads_of_few_windows(operator, places, threads, num_threads):
+    """Heads or groups in parts of other sizes, more threads than these, and gradients of biases that threads share."""
+    num_threads(threads)
+    check_operator(operator, *few_places(operator, places), impl="native")
+
+
 @every_operator
 def test_as_many_threads_give_the_same_bits(operator, num_threads):
     num_threads(3)

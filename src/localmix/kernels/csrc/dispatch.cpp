@@ -4,7 +4,9 @@
 #include "local_weight.h"
 #include "pairwise_weight.h"
 #include "parallel.h"
+#include "parts.h"
 #include "shared_weight.h"
+#include "sums_of_threads.h"
 #include "window_weight.h"
 
 #include <algorithm>
@@ -232,36 +234,42 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight_backward(
 
 // Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.
 LOCALMIX_PUBLIC int localmix_pairwise_weight(
-    int64_t is_neighborhood, int64_t is_backward, int64_t units, const PairwiseProblem* problem, int64_t threads) {
+    int64_t is_neighborhood, int64_t is_backward, PairwiseProblem* problem, int64_t threads) {
   const PairwiseKernels& set = *(is_neighborhood ? chosen->neighborhood : chosen->window);
   const PairwiseKernel kernel = is_backward ? set.backward : set.forward;
-  const bool summed = is_backward && problem->of_bias;
-  const int64_t size = set.size(problem);
+  const int64_t heads = problem->heads, units = heads * problem->places, size = set.size(problem);
   threads = std::max<int64_t>(std::min(threads, units), 1);
-  Scratch packed, sums;
+  // a line shares most of its keys with the next one, a window none
+  problem->together = is_neighborhood ? problem->height : 1;
+  problem->parts = std::min(heads, divide_up(threads * problem->together, problem->places));
+  Scratch packed;
   if (problem->bias) {
     packed = unset_scratch(size);
     if (!packed) return 1;
-    spread(problem->heads, threads, [&](int64_t begin, int64_t end, int64_t) {
+    spread(heads, threads, [&](int64_t begin, int64_t end, int64_t) {
       return set.pack(problem, packed.get(), begin, end), 0;
     });
   }
-  if (summed) {
-    sums = scratch(size * threads);
-    if (!sums) return 1;
-  }
-  const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
-    const PairwiseBias bias{packed.get(), summed ? sums.get() + thread * size : nullptr};
-    return kernel(problem, &bias, begin, end);
-  });
-  if (summed) {
-    spread(problem->heads, threads, [&](int64_t begin, int64_t end, int64_t) {
-      // in the order of the threads, so that as many threads give the same sum
-      for (int64_t t = 0; t < threads; ++t) set.unpack(problem, sums.get() + t * size, begin, end);
-      return 0;
+  PairwiseBias bias{packed.get(), nullptr};
+  if (!is_backward || !problem->of_bias)
+    return spread(units, threads, [&](int64_t begin, int64_t end, int64_t) {
+      return kernel(problem, &bias, begin, end);
     });
-  }
-  return failed;
+  const Parts parts{heads, problem->parts};
+  SumsOfThreads sums(parts, size / heads, {units, threads}, [=](int64_t unit) {
+    return parts.part_of(unit / problem->places);
+  });
+  if (!sums) return 1;
+  const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    const PairwiseBias own{packed.get(), sums.of(thread, begin, end)};
+    return kernel(problem, &own, begin, end);
+  });
+  return failed || spread(heads, threads, [&](int64_t begin, int64_t end, int64_t) {
+    sums.for_threads(begin, end, [&](const float* own, int64_t first, int64_t beyond) {
+      set.unpack(problem, own, first, beyond);
+    });
+    return 0;
+  });
 }
 
 // y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran
@@ -319,40 +327,44 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
   return failed;
 }
 
-// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`; units are
-// the windows of all images. 0 if it is done, 1 if memory ran out.
+// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`. 0 if it is
+// done, 1 if memory ran out.
 LOCALMIX_PUBLIC int localmix_window_weight(
-    WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t units, int64_t threads) {
+    WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t threads) {
   const WindowWeightKernels& set = *chosen->window_weight;
-  const int64_t slots = problem->size_height * problem->size_width, biases = problem->groups * slots;
+  const int64_t slots = problem->size_height * problem->size_width, groups = problem->groups;
   Scratch packed;
   if (problem->dtype == kFloat32) {
     problem->packed = static_cast<const float*>(problem->weight);
   } else if (!problem->gradient || problem->of_x) {
-    packed = unset_scratch(biases * slots);
-    if (!packed || spread(problem->groups, threads, [&](int64_t begin, int64_t end, int64_t) {
+    packed = unset_scratch(groups * slots * slots);
+    if (!packed || spread(groups, threads, [&](int64_t begin, int64_t end, int64_t) {
           return set.pack(problem, packed.get(), nullptr, begin, end);
         }))
       return 1;
     problem->packed = packed.get();
   }
+  // parts of two lines of the cache at least, so that threads seldom write to the same one
+  const int64_t most = std::min(groups, divide_up(groups * problem->dim, 32));
+  problem->parts = std::min(most, divide_up(wanted_units(threads), problem->windows));
+  const int64_t units = problem->parts * problem->windows;
   if (!problem->gradient)
     return spread(units, threads, [&](int64_t begin, int64_t end, int64_t) {
       return set.forward(problem, nullptr, nullptr, begin, end);
     });
-  const int64_t weights = of_weight ? biases * slots : 0, each = weights + (of_bias ? biases : 0);
   threads = std::max<int64_t>(std::min(threads, units), 1);
-  const Scratch sums = scratch(each * threads);
-  if (!sums) return 1;
+  const Parts parts{groups, problem->parts};
+  auto part_of = [=](int64_t unit) { return unit / problem->windows; };
+  SumsOfThreads weights(parts, of_weight ? slots * slots : 0, {units, threads}, part_of);
+  SumsOfThreads biases(parts, of_bias ? slots : 0, {units, threads}, part_of);
+  if (!weights || !biases) return 1;
   const int failed = spread(units, threads, [&](int64_t begin, int64_t end, int64_t thread) {
-    float* own = sums.get() + thread * each;
-    return set.backward(problem, of_weight ? own : nullptr, of_bias ? own + weights : nullptr, begin, end);
+    float *own_weights = weights.of(thread, begin, end), *own_biases = biases.of(thread, begin, end);
+    return set.backward(problem, of_weight ? own_weights : nullptr, of_bias ? own_biases : nullptr, begin, end);
   });
-  // in the order of the threads, so that as many threads give the same sum
-  for (int64_t t = 0; t < threads; ++t) {
-    const float* own = sums.get() + t * each;
-    for (int64_t i = 0; i < weights; ++i) of_weight[i] += own[i];
-    for (int64_t i = weights; i < each; ++i) of_bias[i - weights] += own[i];
-  }
-  return failed;
+  return failed || spread(groups, threads, [&](int64_t begin, int64_t end, int64_t) {
+    weights.add_to(of_weight, begin, end);
+    biases.add_to(of_bias, begin, end);
+    return 0;
+  });
 }

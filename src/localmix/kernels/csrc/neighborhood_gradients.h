@@ -12,15 +12,16 @@ namespace {
 void harden(const Axis::Step& line, const Block& block, const Vector& inverse, float* weights, float* of_weights) {
   const int64_t taps = line.count * block.taps;
   Vector sum = {}, zero = {};
-  for (int64_t a = 0, k = 0; a < line.count; ++a)
-    for (int64_t j = 0; j < block.taps; ++j, k += kLanes) {
+  for (int64_t a = 0; a < line.count; ++a)
+    sum += sum_in_parts(block.taps, [&](int64_t j) {
+      const int64_t k = (a * block.taps + j) * kLanes;
       const Vector weight = load(weights + k) * inverse;
       Vector of_weight = load(of_weights + k);
       if (block.is_ragged) of_weight = block.count > int32_t(j) ? of_weight : zero;
       store(weights + k, weight);
       store(of_weights + k, of_weight);
-      sum += weight * of_weight;
-    }
+      return weight * of_weight;
+    });
   for (int64_t k = 0; k < taps * kLanes; k += kLanes)
     store(of_weights + k, load(weights + k) * (load(of_weights + k) - sum));
 }

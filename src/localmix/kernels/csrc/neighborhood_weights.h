@@ -168,7 +168,7 @@ class Weights {
                               const float* bias) {
     float* const w = this->row(row);
     const int64_t taps = line.count * block.taps;
-    Vector most = {}, sums = {};
+    Vector most = {};
     most -= __builtin_inff();
     const Vector lowest = most;
     if (bias || block.is_ragged) {
@@ -185,12 +185,11 @@ class Weights {
     } else {
       for (int64_t k = 0; k < taps; ++k) most = larger(load(w + k * kLanes), most);
     }
-    for (int64_t k = 0; k < taps; ++k) {
+    return 1.0f / sum_in_parts(taps, [&](int64_t k) {
       const Vector e = exponential(load(w + k * kLanes) - most);
       store(w + k * kLanes, e);
-      sums += e;
-    }
-    return 1.0f / sums;
+      return e;
+    });
   }
 
   // y[row][channel][lane] = sum over the taps of weight * value

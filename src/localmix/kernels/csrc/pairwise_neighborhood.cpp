@@ -12,16 +12,18 @@
 
 namespace {
 
-// Calls f(image, first line, last line) for the lines of one residue of an image among units [begin, end).
+// Calls f(head, image, first line, last line) for the lines of one residue of an image among units [begin, end).
 template <typename F>
 void for_residues(const PairwiseProblem& p, const Axis& rows, int64_t begin, int64_t end, F f) {
-  for (int64_t unit = begin; unit < end;) {
-    const int64_t b = unit / p.height, line = unit % p.height;
-    const Axis::Step step = rows[line];
-    const int64_t last = std::min(step.begin + step.length, line + end - unit);
-    f(b, line, last);
-    unit += last - line;
-  }
+  for_heads(p, begin, end, [&](int64_t h, int64_t place, int64_t last_place) {
+    while (place < last_place) {
+      const int64_t b = place / p.height, line = place % p.height;
+      const Axis::Step step = rows[line];
+      const int64_t last = std::min(step.begin + step.length, line + last_place - place);
+      f(h, b, line, last);
+      place += last - line;
+    }
+  });
 }
 
 template <typename T>
@@ -33,28 +35,26 @@ void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, 
   Queries queries(p);
   Weights weights(p);
   Floats y(kQueryRows * p.dim * kLanes), positions(kLanes * whole_vectors(p.dim));
-  for_residues(p, rows, begin, end, [&](int64_t b, int64_t first, int64_t last) {
-    for (int64_t h = 0; h < p.heads; ++h) {
-      const float* added = bias->packed ? bias->packed + h * of_head : nullptr;
-      const int64_t residue = rows[first].begin;
-      int64_t loaded = rows[first].start;
-      for (int64_t line = first; line < last; line += kQueryRows) {
-        const Lines lines(rows, line, std::min<int64_t>(kQueryRows, last - line));
-        for (; loaded < lines.end; ++loaded) {
-          const int64_t position = rows[residue + loaded].position;
-          keys.read_row<T>(p.key, b, position, h, loaded);
-          values.read_row<T>(p.value, b, position, h, loaded);
-        }
-        for (const Block& block : blocks) {
-          queries.read_block<T>(p.query, lines, block, b, h, float(p.scale));
-          weights.dot(p, lines, block, queries, keys);
-          Vector inverse[kQueryRows];
-          for (int i = 0; i < lines.rows; ++i) inverse[i] = weights.soften(p, lines.row[i], block, i, added);
-          weights.mix(p, lines, block, values, y.data());
-          for (int i = 0; i < lines.rows; ++i)
-            write_block<T>(p, lines.row[i], block, b, h, y.data() + i * p.dim * kLanes, inverse[i],
-                           positions.data(), p.output);
-        }
+  for_residues(p, rows, begin, end, [&](int64_t h, int64_t b, int64_t first, int64_t last) {
+    const float* added = bias->packed ? bias->packed + h * of_head : nullptr;
+    const int64_t residue = rows[first].begin;
+    int64_t loaded = rows[first].start;
+    for (int64_t line = first; line < last; line += kQueryRows) {
+      const Lines lines(rows, line, std::min<int64_t>(kQueryRows, last - line));
+      for (; loaded < lines.end; ++loaded) {
+        const int64_t position = rows[residue + loaded].position;
+        keys.read_row<T>(p.key, b, position, h, loaded);
+        values.read_row<T>(p.value, b, position, h, loaded);
+      }
+      for (const Block& block : blocks) {
+        queries.read_block<T>(p.query, lines, block, b, h, float(p.scale));
+        weights.dot(p, lines, block, queries, keys);
+        Vector inverse[kQueryRows];
+        for (int i = 0; i < lines.rows; ++i) inverse[i] = weights.soften(p, lines.row[i], block, i, added);
+        weights.mix(p, lines, block, values, y.data());
+        for (int i = 0; i < lines.rows; ++i)
+          write_block<T>(p, lines.row[i], block, b, h, y.data() + i * p.dim * kLanes, inverse[i],
+                         positions.data(), p.output);
       }
     }
   });
@@ -65,11 +65,10 @@ void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin,
   const Axis rows(p.height, p.size_height, p.dilation_height), columns(p.width, p.size_width, p.dilation_width);
   const int64_t of_head = packed_size(&p) / p.heads;
   Gradients<T> gradients(p, rows, columns);
-  for_residues(p, rows, begin, end, [&](int64_t b, int64_t first, int64_t last) {
+  for_residues(p, rows, begin, end, [&](int64_t h, int64_t b, int64_t first, int64_t last) {
     const int64_t residue = rows[first].begin;
-    for (int64_t h = 0; h < p.heads; ++h)
-      gradients.run(b, h, residue, first - residue, last - residue, bias->packed ? bias->packed + h * of_head : nullptr,
-                    bias->sums ? bias->sums + h * of_head : nullptr);
+    gradients.run(b, h, residue, first - residue, last - residue, bias->packed ? bias->packed + h * of_head : nullptr,
+                  bias->sums ? bias->sums + h * of_head : nullptr);
   });
 }
 

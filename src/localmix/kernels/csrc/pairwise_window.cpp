@@ -156,18 +156,18 @@ class Head {
     const float scale = float(p_.scale);
     for (int64_t i = 0; i < count; i += kLanes) {
       float* column = weight.data() + i;
-      Vector highest = {}, sum = {};
+      Vector highest = {};
       for (int64_t j = 0; j < n; ++j) {
         Vector score = load(column + j * width_) * scale;
         if (bias) score += load(bias + j * line + i);
         store(column + j * width_, score);
         highest = j ? larger(score, highest) : score;
       }
-      for (int64_t j = 0; j < n; ++j) {
+      const Vector sum = sum_in_parts(n, [&](int64_t j) {
         const Vector e = exponential(load(column + j * width_) - highest);
         store(column + j * width_, e);
-        sum += e;
-      }
+        return e;
+      });
       store(inverse.data() + i, 1.0f / sum);
     }
   }
@@ -178,12 +178,11 @@ class Head {
     for (int64_t i = 0; i < count; i += kLanes) {
       float *column = weight.data() + i, *of_column = of_score.data() + i;
       const Vector whole = load(inverse.data() + i);
-      Vector sum = {};
-      for (int64_t j = 0; j < n; ++j) {
+      const Vector sum = sum_in_parts(n, [&](int64_t j) {
         const Vector share = load(column + j * width_) * whole;
         store(column + j * width_, share);
-        sum += share * load(of_column + j * width_);
-      }
+        return share * load(of_column + j * width_);
+      });
       for (int64_t j = 0; j < n; ++j)
         store(of_column + j * width_, load(column + j * width_) * (load(of_column + j * width_) - sum));
     }
@@ -273,9 +272,9 @@ template <typename T>
 void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   Head<Factored<T>> head(p, false);
   const int64_t of_head = packed_size(&p) / p.heads;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Window w(p, unit);
-    for (int64_t h = 0; h < p.heads; ++h) {
+  for_heads(p, begin, end, [&](int64_t h, int64_t first_window, int64_t last_window) {
+    for (int64_t window = first_window; window < last_window; ++window) {
+      const Window w(p, window);
       head.template read_window<T>(w, h);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
       head.for_queries(w, [&](int64_t first, int64_t count) {
@@ -286,16 +285,16 @@ void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, 
       });
       head.template write_map<T>(w, head.result, h, 1.0f, p.output);
     }
-  }
+  });
 }
 
 template <typename T>
 void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
   Head<Factored<T>> head(p, true);
   const int64_t of_head = packed_size(&p) / p.heads;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Window w(p, unit);
-    for (int64_t h = 0; h < p.heads; ++h) {
+  for_heads(p, begin, end, [&](int64_t h, int64_t first_window, int64_t last_window) {
+    for (int64_t window = first_window; window < last_window; ++window) {
+      const Window w(p, window);
       head.template read_window<T>(w, h);
       head.template read_map<T>(w, p.gradient, h, head.gradient);
       const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
@@ -313,7 +312,7 @@ void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin,
       if (p.of_key) head.template write_map<T>(w, head.of_key, h, float(p.scale), p.of_key);
       if (p.of_query) head.template write_map<T>(w, head.result, h, float(p.scale), p.of_query);
     }
-  }
+  });
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Work on the threads of the OpenMP runtime that PyTorch has loaded, and scratch for it. Included by dispatch.cpp alone.
 #pragma once
 
+#include "parts.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -44,7 +46,8 @@ void work(void* data) {
   auto& job = *static_cast<Job<F>*>(data);
   // inside another parallel region the runtime gives fewer threads than it was asked for
   const int64_t t = job.threads > 1 ? thread_number() : 0, threads = job.threads > 1 ? number_of_threads() : 1;
-  const int64_t begin = job.units * t / threads, end = job.units * (t + 1) / threads;
+  const Parts units{job.units, threads};
+  const int64_t begin = units.first(t), end = units.first(t + 1);
   if (begin < end && job.run(begin, end, t)) __atomic_store_n(&job.failed, 1, __ATOMIC_RELAXED);
 }
 

@@ -13,6 +13,7 @@
 #include "floats.h"
 #include "kernels.h"
 #include "numbers.h"
+#include "parts.h"
 #include "product.h"
 #include "unroll.h"
 #include "windows.h"
@@ -40,6 +41,20 @@ void for_windows(const WindowWeightProblem& p, int64_t begin, int64_t end, int64
     const Window* const first = next++;
     while (next < beyond && next - first < many && next->is_like(*first)) ++next;
     f(first, next - first);
+  }
+}
+
+// Calls f(first window, windows, first group, beyond the last) with all units [begin, end).
+template <typename F>
+void for_units(const WindowWeightProblem& p, int64_t begin, int64_t end, int64_t many, F f) {
+  const Parts parts{p.groups, p.parts};
+  while (begin < end) {
+    const int64_t part = begin / p.windows, first = begin % p.windows;
+    const int64_t last = std::min(p.windows, first + end - begin);
+    for_windows(p, first, last, many, [&](const Window* window, int64_t count) {
+      f(window, count, parts.first(part), parts.first(part + 1));
+    });
+    begin += last - first;
   }
 }
 
@@ -223,9 +238,9 @@ void pack(const WindowWeightProblem& p, float* packed, float*, int64_t begin, in
 template <typename T>
 void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_t end) {
   Group<T> group(p, false);
-  for_windows(p, begin, end, group.many, [&](const Window* first, int64_t count) {
+  for_units(p, begin, end, group.many, [&](const Window* first, int64_t count, int64_t low, int64_t high) {
     group.move_to(first, count);
-    for (int64_t g = 0; g < p.groups; ++g) {
+    for (int64_t g = low; g < high; ++g) {
       group.read(g, p.x, group.x);
       group.mix(g, false, group.x);
       if (p.bias) group.add_bias(g);
@@ -237,9 +252,9 @@ void forward(const WindowWeightProblem& p, float*, float*, int64_t begin, int64_
 template <typename T>
 void backward(const WindowWeightProblem& p, float* of_weight, float* of_bias, int64_t begin, int64_t end) {
   Group<T> group(p, true);
-  for_windows(p, begin, end, group.many, [&](const Window* first, int64_t count) {
+  for_units(p, begin, end, group.many, [&](const Window* first, int64_t count, int64_t low, int64_t high) {
     group.move_to(first, count);
-    for (int64_t g = 0; g < p.groups; ++g) {
+    for (int64_t g = low; g < high; ++g) {
       group.read(g, p.gradient, group.gradient);
       if (of_weight || of_bias) {
         group.read(g, p.x, group.x);

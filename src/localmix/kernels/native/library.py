@@ -72,10 +72,10 @@ def library() -> ctypes.CDLL:
     library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
     library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
     library.localmix_projected_local_weight_backward.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
-    library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
+    library.localmix_pairwise_weight.argtypes = [*[ctypes.c_int64] * 2, ctypes.c_void_p, ctypes.c_int64]
     library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
-    library.localmix_window_weight.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2]
+    library.localmix_window_weight.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
     wanted = os.environ.get(_INSTRUCTION_SET)
     if wanted and library.localmix_use_instruction_set(wanted.encode()):
         raise ValueError(

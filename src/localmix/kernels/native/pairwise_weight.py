@@ -62,7 +62,7 @@ class _Problem(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                *("batch", "height", "width", "heads", "dim", "size_height", "size_width"),
+                *("batch", "height", "width", "heads", "dim", "places", "size_height", "size_width"),
                 *("before_height", "before_width", "dilation_height", "dilation_width"),
                 *("kernel_height", "kernel_width", "dtype"),
             )
@@ -70,6 +70,7 @@ class _Problem(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, _Map) for name in ("query", "key", "value", "gradient")),
         *((name, ctypes.c_void_p) for name in ("bias", "output", "of_query", "of_key", "of_value", "of_bias")),
+        *((name, ctypes.c_int64) for name in ("together", "parts")),
     ]
 
 
@@ -85,18 +86,18 @@ def _run(
     """Runs a kernel on query, key, value and, for the gradients, that of the output."""
     query = maps[0]
     batch, height, width, heads, dim = query.shape
-    size, before, dilation, kernel, units = seen.size, (0, 0), (1, 1), (0, 0), batch * height
+    size, before, dilation, kernel, places = seen.size, (0, 0), (1, 1), (0, 0), batch * height
     in_windows = isinstance(seen, Windows)
     if isinstance(seen, Windows):
         before = tuple((size - shift) % size for size, shift in zip(seen.size, seen.shift, strict=True))
         down, across = (-(-(b + n) // s) for b, n, s in zip(before, (height, width), seen.size, strict=True))
-        units = batch * down * across
-    elif seen.dilation == (1, 1) and seen.size[0] >= height and seen.size[1] >= width and batch >= num_threads():
+        places = batch * down * across
+    elif _covers(seen, height, width) and batch * heads >= num_threads():
         # all positions see the whole map, which so is one window
-        in_windows, size, kernel, units = True, (height, width), seen.size, batch
+        in_windows, size, kernel, places = True, (height, width), seen.size, batch
     else:
         dilation = seen.dilation
-    sizes = (batch, height, width, heads, dim, *size, *before, *dilation, *kernel)
+    sizes = (batch, height, width, heads, dim, places, *size, *before, *dilation, *kernel)
     # kept alive until the kernel is done
     maps = [_dense(t) for t in maps]
     bias = None if bias is None else bias.float().contiguous()
@@ -105,8 +106,12 @@ def _run(
     problem.bias = pointer(bias)
     for name, t in results.items():
         setattr(problem, name, pointer(t))
-    if library().localmix_pairwise_weight(not in_windows, is_backward, units, ctypes.byref(problem), num_threads()):
+    if library().localmix_pairwise_weight(not in_windows, is_backward, ctypes.byref(problem), num_threads()):
         raise MemoryError(NO_MEMORY)
+
+
+def _covers(seen: Neighborhoods, height: int, width: int) -> bool:
+    return seen.dilation == (1, 1) and seen.size[0] >= height and seen.size[1] >= width
 
 
 def _dense(t: Tensor) -> Tensor:

@@ -27,10 +27,11 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 *("batch", "height", "width", "groups", "dim", "size_height", "size_width"),
-                *("before_height", "before_width", "dtype"),
+                *("before_height", "before_width", "windows", "dtype"),
             )
         ),
         *((name, ctypes.c_void_p) for name in ("x", "gradient", "weight", "bias", "y", "of_x", "packed")),
+        ("parts", ctypes.c_int64),
     ]
 
 
@@ -49,14 +50,14 @@ def _run(
     groups = len(weight)
     before = [(size - s) % size for size, s in zip(window_size, shift, strict=True)]
     down, across = (-(-(b + n) // s) for b, n, s in zip(before, (height, width), window_size, strict=True))
-    sizes = (batch, height, width, groups, channels // groups, *window_size, *before)
+    sizes = (batch, height, width, groups, channels // groups, *window_size, *before, batch * down * across)
     # kept alive until the kernel is done
     weight, bias = weight.to(x.dtype).contiguous(), None if bias is None else bias.float().contiguous()
     problem = _Problem(*sizes, TYPES[x.dtype])
     for name, t in {"x": x, "weight": weight, "bias": bias, **maps}.items():
         setattr(problem, name, pointer(t))
     sums = pointer(of_weight), pointer(of_bias)
-    if library().localmix_window_weight(ctypes.byref(problem), *sums, batch * down * across, num_threads()):
+    if library().localmix_window_weight(ctypes.byref(problem), *sums, num_threads()):
         raise MemoryError(NO_MEMORY)
 
 

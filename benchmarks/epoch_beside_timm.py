@@ -1,6 +1,6 @@
 """Times an epoch of training by `localmix fit` beside one by timm's own loop, for the same network and images.
 
-    python benchmarks/epoch_beside_timm.py [DIR] [--model dwnet_nano] [--img-size 64] [--batch 64] [--images 512]
+    python benchmarks/epoch_beside_timm.py [DIR] [--model dwnet_nano] [--img-size 64] [--batch-size 64] [--images 512]
         [--workers 1] [--rounds 5] [--output FOLDER]
 
 DIR is an image folder; without it, images that the package ships are written as JPEGs of 96 pixels. The two take turns
@@ -48,7 +48,7 @@ def main() -> None:
     add = parser.add_argument
     add("data", nargs="?", type=Path, metavar="DIR")
     add("--model", default="dwnet_nano", metavar="NAME")
-    for name, value in {"img-size": 64, "batch": 64, "images": 512, "workers": 1, "rounds": 5}.items():
+    for name, value in {"img-size": 64, "batch-size": 64, "images": 512, "workers": 1, "rounds": 5}.items():
         add(f"--{name}", type=int, default=value, metavar="N")
     add("--output", type=Path, metavar="FOLDER", help="for results.json")
     args = parser.parse_args()
@@ -97,7 +97,7 @@ def _take_turns(args: argparse.Namespace, images: Path, output: Path) -> dict[st
         "model.cutmix": CUTMIX,
         "data.root": images,
         "data.img_size": args.img_size,
-        "data.batch_size": args.batch,
+        "data.batch_size": args.batch_size,
         "data.workers": args.workers,
         "data.views": "imagenet",
         "trainer.accelerator": "cpu",
@@ -120,7 +120,7 @@ class TimmEpochs:
         self.loader: Any = create_loader(
             dataset,
             (3, args.img_size, args.img_size),
-            args.batch,
+            args.batch_size,
             is_training=True,
             auto_augment="rand-m9-mstd0.5-inc1",
             interpolation="bicubic",

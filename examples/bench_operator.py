@@ -15,7 +15,7 @@ def fastest(operator: str, height: int, width: int, channels: int) -> str:
     results = bench_operators(
         ops=[operator],
         shape=(height, width, channels),
-        batch=2,
+        batch_size=2,
         impls=["native", "triton", "aten", "conv2d", "grouped-conv2d", "unfold", "partition-sdpa", "grouped-conv1d"],
         direction=["forward"],
         rounds=5,

@@ -34,7 +34,7 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
         "--stages", nargs="+", type=number, metavar="N", help="of the tiny networks at 224 px (1 2 3 4)"
     )
     shapes.add_argument("--shape", nargs=3, type=number, metavar=("H", "W", "C"), help="one map instead of the stages")
-    add("--batch", type=number, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
+    add("--batch-size", type=number, metavar="N", help="images of a call (4 on a CPU, 128 on a GPU)")
     _add_bench_common(parser, ("forward", "backward"))
     add("--impls", nargs="+", metavar="NAME", help="implementations and peers (all but reference)")
     add("--kernel-size", type=int, default=7, metavar="N", help="of kernels and windows, odd (%(default)s)")
@@ -47,7 +47,7 @@ def _add_bench_ops(parser: argparse.ArgumentParser) -> None:
 def _add_bench_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--nets", nargs="+", metavar="MODEL", help="networks by their timm names (tiny ones, and timm's Swin)")
-    add("--batch", type=number, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
+    add("--batch-size", type=number, metavar="N", help="images of a call (8 on a CPU, 128 on a GPU)")
     add("--img-size", type=number, default=224, metavar="PIXELS", help="side of the images (%(default)s)")
     _add_bench_common(parser, ("inference", "training"))
     add("--modes", nargs="+", metavar="MODE", help="eager, compiled (both, but eager to train on a CPU)")
@@ -59,7 +59,7 @@ def _add_bench_loader(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", type=text, metavar="DIR", help="folder of images")
     add("--img-size", type=number, default=224, metavar="PIXELS", help="side of the views (%(default)s)")
-    add("--batch", type=number, default=64, metavar="N", help="images of a batch (%(default)s)")
+    add("--batch-size", type=number, default=64, metavar="N", help="images of a batch (%(default)s)")
     add("--images", type=number, default=512, metavar="N", help="images of a turn (%(default)s)")
     add("--workers", type=processes, default=1, metavar="N", help="processes of each loader (%(default)s)")
     add("--plain", action="store_true", help="only crops and flips, instead of the augmentation of the paper")

@@ -186,7 +186,7 @@ def test_a_cpu_has_no_graphs(monkeypatch, capsys, device):
 def test_our_kernels_are_captured_on_a_gpu(name):
     """And take part beside PyTorch's own, in both directions."""
     results = bench_operators(
-        ops=[name], impls=["triton", "aten"], shape=(14, 14, 64), batch=2, device="cuda", graph=True, rounds=2
+        ops=[name], impls=["triton", "aten"], shape=(14, 14, 64), batch_size=2, device="cuda", graph=True, rounds=2
     )
     assert results["settings"]["graph"] is True
     ours = [row for row in results["rows"] if row["label"] == "triton"]

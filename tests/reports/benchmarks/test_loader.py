@@ -29,7 +29,7 @@ def test_command(folder, tmp_path, capsys, plain):
     arguments = [
         "--img-size",
         "32",
-        "--batch",
+        "--batch-size",
         "8",
         "--images",
         "16",
@@ -57,20 +57,20 @@ def test_other_images_are_not_timed(folder, monkeypatch):
     theirs = bench_loader._timm_loader
     monkeypatch.setattr(bench_loader, "_timm_loader", timm_loader)
     with pytest.raises(ArithmeticError, match=r"image \d: the pixels are not those of timm; nothing was timed"):
-        bench_loader.bench_loader(str(folder), img_size=32, batch=8, plain=True)
+        bench_loader.bench_loader(str(folder), img_size=32, batch_size=8, plain=True)
 
 
 def test_other_pixels_are_not_timed(folder, monkeypatch):
     monkeypatch.setattr(bench_loader, "ImageNetViews", partial(ImageNetViews, scale=0.9))
     with pytest.raises(ArithmeticError, match="image 0: the pixels are not those of timm; nothing was timed"):
-        bench_loader.bench_loader(str(folder), img_size=32, batch=8, plain=True)
+        bench_loader.bench_loader(str(folder), img_size=32, batch_size=8, plain=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "batch: expected an int"),
-        ({"batch": 100}, r"batch: expected at most the \d+ images"),
+        ({"batch_size": 0}, "batch_size: expected an int"),
+        ({"batch_size": 100}, r"batch_size: expected at most the \d+ images"),
         ({"output": __file__}, "output: expected a folder, got .*test_loader.py, a file"),
     ],
 )

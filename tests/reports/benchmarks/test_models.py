@@ -14,7 +14,7 @@ from localmix.reports.benchmarks.limits import Work
 from localmix.reports.benchmarks.models import Task
 from localmix.reports.benchmarks.peers_convolution import official
 
-SMALL = {"batch": 3, "img_size": 24, "device": "cpu", "modes": ["eager"], "rounds": 2, "seconds": 0.0}
+SMALL = {"batch_size": 3, "img_size": 24, "device": "cpu", "modes": ["eager"], "rounds": 2, "seconds": 0.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,7 +59,7 @@ def scaled_head(net):
 
 def test_wrong_fold_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(models, "fold", scaled_head)
-    sizes = "--batch 3 --img-size 24 --device cpu --modes eager --rounds 1 --seconds 0 --direction inference"
+    sizes = "--batch-size 3 --img-size 24 --device cpu --modes eager --rounds 1 --seconds 0 --direction inference"
     assert main(["bench", "models", "--nets", "dwnet_nano", *sizes.split()]) == 1
     assert "refused: dwnet_nano eager: logits: error 1.00e-03 is over the budget" in capsys.readouterr().out
 
@@ -120,7 +120,7 @@ def test_work_of_known_numbers():
         ({"modes": ["lazy"]}, "modes: expected one of 'eager', 'compiled', got 'lazy'"),
         ({"direction": ["forward"]}, "direction: expected one of 'inference', 'training', got 'forward'"),
         ({"nets": ["test_vit"]}, "nets: test_vit does not take images of 24 px"),
-        ({"batch": 0}, "batch: expected an int of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an int of at least 1, got 0"),
         ({"img_size": 0}, "img_size: expected an int of at least 1, got 0"),
         ({"dtype": "int8"}, "dtype: expected one of 'float32'"),
     ],

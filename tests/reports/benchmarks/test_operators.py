@@ -15,7 +15,7 @@ from localmix.reports.benchmarks.operators import bench_operators
 from localmix.reports.benchmarks.peers import PEERS, peers
 from localmix.reports.benchmarks.problems import DIRECTIONS, KERNEL, NAMES, SHIFTED, STAGES, cases, problem
 
-SMALL = {"shape": (8, 9, 32), "batch": 2, "device": "cpu", "rounds": 3, "seconds": 0.0}
+SMALL = {"shape": (8, 9, 32), "batch_size": 2, "device": "cpu", "rounds": 3, "seconds": 0.0}
 EAGER = ["native", "aten", *(name for group in PEERS.values() for name in group if not name.endswith("compiled"))]
 
 
@@ -127,7 +127,7 @@ def test_planted_error_is_refused_and_not_timed(monkeypatch, capsys, plant, dire
     right = aten.depthwise_convolution
     monkeypatch.setattr(aten, "depthwise_convolution", lambda x, *a, **k: plant(right(x, *a, **k), x))
     arguments = ["--ops", "depthwise_convolution", "--impls", "aten", "conv2d", "--direction", direction]
-    sizes = ["--shape", "5", "6", "32", "--batch", "2", "--rounds", "2", "--seconds", "0", "--device", "cpu"]
+    sizes = ["--shape", "5", "6", "32", "--batch-size", "2", "--rounds", "2", "--seconds", "0", "--device", "cpu"]
     seen = []
     monkeypatch.setattr(
         operators, "timed_rows", lambda entries, *a, **k: seen.extend(rows.timed_rows(entries, *a, **k)) or seen
@@ -144,7 +144,7 @@ def test_planted_error_is_refused_and_not_timed(monkeypatch, capsys, plant, dire
 
 
 def test_right_numbers_exit_with_0(capsys):
-    command = "bench ops --ops local_mlp --impls aten --shape 7 7 32 --batch 1 --rounds 1 --seconds 0 --device cpu"
+    command = "bench ops --ops local_mlp --impls aten --shape 7 7 32 --batch-size 1 --rounds 1 --seconds 0 --device cpu"
     assert main(command.split()) == 0
     assert f"aten{' (auto)' if kernels.choose('local_mlp') == 'aten' else ''} " in capsys.readouterr().out
 
@@ -321,7 +321,7 @@ def test_threads_and_ways_of_cudnn_are_as_before(monkeypatch):
     monkeypatch.setattr(models, "measure", measure)
     bench_operators(ops=["local_mlp"], impls=["aten"], threads=2, **SMALL)
     small_net = {
-        "batch": 1,
+        "batch_size": 1,
         "img_size": 24,
         "modes": ["eager"],
         "direction": ["inference"],
@@ -345,7 +345,7 @@ def test_threads_and_ways_of_cudnn_are_as_before(monkeypatch):
         ({"shape": (7, 7, 33)}, "shape: expected C to be a multiple of 32, got 33"),
         ({"shape": (7, 0, 32)}, "shape: expected an int of at least 1, got 0"),
         ({"shape": (7, 7)}, r"shape: expected H, W, C, got \[7, 7\]"),
-        ({"batch": 0}, "batch: expected an int of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an int of at least 1, got 0"),
         ({"kernel_size": 4}, "kernel_size: expected an odd int of at least 3, got 4"),
         ({"dtype": "float64"}, "dtype: expected one of 'float32', .*, got 'float64'"),
         ({"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),

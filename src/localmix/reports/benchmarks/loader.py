@@ -34,7 +34,7 @@ def bench_loader(
     data: str,
     *,
     img_size: int = 224,
-    batch: int = 64,
+    batch_size: int = 64,
     images: int = 512,
     workers: int = 1,
     plain: bool = False,
@@ -48,7 +48,7 @@ def bench_loader(
     Args:
         data: folder of images.
         img_size: side of the view [pixels].
-        batch: images of a batch.
+        batch_size: images of a batch.
         images: how many of the folder, evenly chosen, a turn loads.
         workers: processes of each loader.
         plain: only crops and flips, instead of the paper's RandAugment and random erasing.
@@ -59,22 +59,22 @@ def bench_loader(
         ValueError: an argument is wrong.
         ArithmeticError: the pixels differ.
     """
-    for name, value in {"batch": batch, "images": images, "workers": workers, "rounds": rounds}.items():
+    for name, value in {"batch_size": batch_size, "images": images, "workers": workers, "rounds": rounds}.items():
         positive(name, value)
     if output is not None:
         output_folder(output)
     if not Path(data).is_dir() or is_shards(data):
         raise ValueError(f"data: expected a folder of image files, which timm's loader reads too, got {data!r}")
     ours = load_images(data, img_size=img_size, check=False, announce=lambda text: None)
-    num_images = min(images, len(ours.train)) // batch * batch
+    num_images = min(images, len(ours.train)) // batch_size * batch_size
     if not num_images:
         raise ValueError(
-            f"batch: expected at most the {min(images, len(ours.train))} images that are loaded, got {batch}"
+            f"batch_size: expected at most the {min(images, len(ours.train))} images that are loaded, got {batch_size}"
         )
     chosen = np.linspace(0, len(ours.train) - 1, num_images, dtype=int).tolist()
     options = PLAIN if plain else PAPER
     erasing = 0.0 if plain else 0.25
-    theirs = _timm_loader(ours, data, chosen, batch, workers, options, erasing)
+    theirs = _timm_loader(ours, data, chosen, batch_size, workers, options, erasing)
     views = ImageNetViews(
         img_size,
         mean=ours.mean,
@@ -87,14 +87,14 @@ def bench_loader(
     subset: Any = Subset(train.images, chosen)
     dataset = DecodedImages(subset, size=img_size, mean=ours.mean, std=ours.std, views=views)
     _refuse_other_pixels(dataset, theirs)
-    loaders = {"localmix": loader(dataset, batch, seed=0, workers=workers), "timm": theirs}
+    loaders = {"localmix": loader(dataset, batch_size, seed=0, workers=workers), "timm": theirs}
     times = take_turns({name: _pass(batches) for name, batches in loaders.items()}, rounds=rounds, seconds=0)
     results = {
         "kind": "loader",
         "settings": {
             "data": ours.name,
             "img_size": img_size,
-            "batch": batch,
+            "batch": batch_size,
             "images": num_images,
             "workers": workers,
             "plain": plain,
@@ -121,7 +121,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _timm_loader(
-    images: Images, data: str, chosen: list[int], batch: int, workers: int, options: dict[str, Any], erasing: float
+    images: Images, data: str, chosen: list[int], batch_size: int, workers: int, options: dict[str, Any], erasing: float
 ) -> DataLoader:
     dataset = create_dataset("", root=str(read_tree(Path(data)).train_folder))
     # timm sorts by the numbers in names, and knows nothing of a share that is held out
@@ -133,7 +133,7 @@ def _timm_loader(
     batches = create_loader(
         subset,
         (3, images.size, images.size),
-        batch,
+        batch_size,
         is_training=True,
         interpolation="bicubic",
         mean=tuple(images.mean),

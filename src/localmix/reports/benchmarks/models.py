@@ -57,7 +57,7 @@ JUDGED = 2
 def bench_models(
     *,
     nets: Sequence[str] | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
     img_size: int = 224,
     dtype: str = "float32",
     device: str = "auto",
@@ -76,7 +76,7 @@ def bench_models(
 
     Args:
         nets: their names in timm; by default `NETS`.
-        batch: images of a call; by default 8 on a CPU, 128 on a GPU.
+        batch_size: images of a call; by default 8 on a CPU, 128 on a GPU.
         img_size: side of the images [pixels].
         dtype: "float32", "bfloat16" or "float16"; a training step then keeps its parameters in float32, under autocast.
         device: "auto", "cpu" or "cuda".
@@ -92,7 +92,7 @@ def bench_models(
         ValueError: an argument is wrong; names it.
     """
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
-    batch = positive("batch", BATCH[device] if batch is None else batch)
+    batch_size = positive("batch_size", BATCH[device] if batch_size is None else batch_size)
     positive("img_size", img_size)
     ways = [choice("direction", name, DIRECTIONS) for name in dict.fromkeys(direction)]
     chosen = None if modes is None else tuple(choice("modes", mode, MODES) for mode in dict.fromkeys(modes))
@@ -104,7 +104,7 @@ def bench_models(
     # the networks share their code
     with threads_of_cpu(threads), best_of_cudnn(), dynamo.patch(recompile_limit=8 * len(nets)):
         limits = measure(device, kind)
-        settings = {"batch": batch, "dtype": dtype, "img_size": img_size, **timing}
+        settings = {"batch": batch_size, "dtype": dtype, "img_size": img_size, **timing}
         with Report("networks", settings, device, limits, output) as report:
             for way in ways:
                 tried = chosen or (MODES if way == "inference" or device == "cuda" else MODES[:1])
@@ -114,9 +114,9 @@ def bench_models(
                     tried = MODES[:1]
                 entries: list[Entry] = []
                 for name in report.track(nets):
-                    task = Task(name, batch, img_size, kind, device, way)
+                    task = Task(name, batch_size, img_size, kind, device, way)
                     entries += [_entry(form, task, mode, costs[name]) for form in task.forms() for mode in tried]
-                report.add(timed_rows(entries, limits, batch=batch, **timing))
+                report.add(timed_rows(entries, limits, batch=batch_size, **timing))
                 torch.compiler.reset()
     return report.results
 

@@ -52,7 +52,7 @@ def bench_operators(
     ops: Sequence[str] | None = None,
     stages: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
     dtype: str = "float32",
     device: str = "auto",
     direction: Sequence[str] = DIRECTIONS,
@@ -71,7 +71,7 @@ def bench_operators(
         ops: names in `localmix.reports.benchmarks.problems.NAMES`; by default all.
         stages: of the tiny networks at 224 pixels, 1 to 4; by default all.
         shape: H, W, C of one map, instead of `stages`; C is a multiple of 32.
-        batch: images of a call; by default 4 on a CPU, 128 on a GPU.
+        batch_size: images of a call; by default 4 on a CPU, 128 on a GPU.
         dtype: "float32", "bfloat16" or "float16".
         device: "auto", "cpu" or "cuda".
         direction: "forward", "backward" or both.
@@ -102,7 +102,7 @@ def bench_operators(
     device, kind = known_device(device), DTYPES[choice("dtype", dtype, tuple(DTYPES))]
     if graph and device != "cuda":
         raise ValueError(f"graph: expected device 'cuda', since only a GPU replays CUDA graphs, got {device!r}")
-    batch = positive("batch", BATCH[device] if batch is None else batch)
+    batch_size = positive("batch_size", BATCH[device] if batch_size is None else batch_size)
     timing = turns(rounds, seconds)
     if output is not None:
         output_folder(output)
@@ -110,7 +110,7 @@ def bench_operators(
     with threads_of_cpu(threads), best_of_cudnn(), functorch.patch(donated_buffer=False):
         limits = measure(device, kind)
         settings = {
-            "batch": batch,
+            "batch": batch_size,
             "kernel_size": kernel_size,
             "dtype": dtype,
             "bias": bias,
@@ -120,12 +120,14 @@ def bench_operators(
         stream = stream_of_graphs() if graph else nullcontext()
         with Report("operators", settings, device, limits, output) as report, stream:
             for name, size in report.track(cases(names, shapes, kernel_size)):
-                this = problem(name, size, batch=batch, kernel_size=kernel_size, dtype=kind, device=device, bias=bias)
+                this = problem(
+                    name, size, batch=batch_size, kernel_size=kernel_size, dtype=kind, device=device, bias=bias
+                )
                 contenders = [c for c in (*own(this), *peers(this)) if c.name in chosen]
                 report.leave_out({f"{c.name} of {name}": c.missing for c in contenders if c.missing})
                 for way in directions:
                     entries = [_entry(c, this, way, graph) for c in contenders if not c.missing]
-                    report.add(timed_rows(entries, limits, batch=batch, **timing))
+                    report.add(timed_rows(entries, limits, batch=batch_size, **timing))
                 # what was compiled for this problem serves no other, and PyTorch keeps a few only
                 torch.compiler.reset()
     return report.results

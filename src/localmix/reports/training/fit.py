@@ -19,6 +19,7 @@ from localmix.reports.progress import Display
 from localmix.reports.results import write_json
 from localmix.reports.training.kinds import kind
 from localmix.reports.training.options import FREE, flat, parse
+from localmix.reports.training.sizes import refuse_sizes
 from localmix.reports.training.watch import Watch
 from localmix.tasks.engine.checkpoint import load_checkpoint
 from localmix.tasks.engine.claim import claim
@@ -117,6 +118,8 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
     record = Record(folder, batches(training), seed=settings.seed)
     task.check_batch_size(record.batches.batch_size)
     task.images_per_step = record.batches.images_per_step
+    seen = record.batches.batch_size * (trainer.world_size if task.sync_batch_norm else 1)
+    refuse_sizes(task, data, settings.model.name, batch_size=record.batches.batch_size, seen=seen)
     watch, stopping = Watch(display, record), Stopping()
     if trainer.is_global_zero:
         record.on_epoch = watch.epoch
@@ -146,7 +149,6 @@ def run(settings: Namespace, text: str, display: Display, claims: ExitStack) -> 
         f"of {task.images_per_step} images; {len(data.train):,} images ({data}), {len(data.validation):,} for "
         f"validation; {trainer.world_size} process(es) on {device}, {settings.trainer.precision}"
     )
-    seen = record.batches.batch_size * (trainer.world_size if task.sync_batch_norm else 1)
     if seen < FEW and task.norms_means():
         say(
             f"data.batch_size: a batch norm behind a mean over the whole image sees {seen} values at a time, which are "

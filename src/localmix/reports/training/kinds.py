@@ -23,6 +23,10 @@ class Data(training.Data, Protocol):
         """Changes with the images."""
         ...
 
+    def shapes(self, batch_size: int) -> dict[str, tuple[int, int, int, int]]:
+        """B, C, H, W of a batch as the net sees it, by the setting that decides it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -62,6 +62,10 @@ class Images:
             "std": self.std,
         }
 
+    def shapes(self, batch_size: int) -> dict[str, tuple[int, int, int, int]]:
+        """B, C, H, W of a batch as the net sees it, by the setting that decides it."""
+        return {"img_size": (batch_size, self.channels, self.size, self.size)}
+
     def __str__(self) -> str:
         return f"{self.name}, {self.size} px"
 

@@ -10,8 +10,12 @@ from typing import Any
 
 from localmix.arguments import existing_folder
 from localmix.tasks.detection.coco import CocoImages
+from localmix.tasks.detection.resizing import fitted
 from localmix.tasks.detection.samples import TrainingImages, ValidationImages
 from localmix.tasks.detection.views import DetectionViews
+
+STRIDE = 32
+"""Of which the sides of a batch are multiples, as torchvision pads it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class CocoData:
         """Those of `Detection` that the data decide."""
         views = self.train.views
         return {"classes": self.train.images.classes, "min_size": views.sizes[-1], "max_size": views.max_size}
+
+    def shapes(self, batch_size: int) -> dict[str, tuple[int, int, int, int]]:
+        """B, C, H, W of a batch of images like the first one, at the largest size, by the setting that decides it."""
+        views, entry = self.train.views, self.train.images.images[self.train.indices[0]]
+        sides = fitted(entry["height"], entry["width"], max(views.sizes), views.max_size)
+        height, width = (-(-side // STRIDE) * STRIDE for side in sides)
+        return {"sizes": (batch_size, 3, height, width)}
 
     def __str__(self) -> str:
         return f"{self.name}, {len(self.train.images.classes)} classes"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from localmix.arguments import choice
 from localmix.tasks.detection.coco_scores import NAMES, CocoScores
@@ -99,6 +99,11 @@ class Detection(Task):
         self.shown = tuple(name for name in self.metrics if name.endswith("_ap"))
         self.monitor = f"{'val_ema_' if self.ema else 'val_'}{self.kinds[-1]}_ap"
         self.scores: dict[str, CocoScores] = {}
+
+    @property
+    def net_of_images(self) -> nn.Module:
+        net: Any = self.net
+        return net.backbone
 
     def begin_with(self, weights: str) -> str:
         net: Any = self.net

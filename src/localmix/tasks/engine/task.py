@@ -89,6 +89,11 @@ class Task(lightning.LightningModule):
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
         """Sets the rates of a run of so many steps; see `localmix.tasks.engine.schedule`."""
 
+    @property
+    def net_of_images(self) -> nn.Module:
+        """What takes the images of a batch as one tensor [B, C, H, W]."""
+        return self.net
+
     def nets(self) -> dict[str, nn.Module]:
         """The nets that are validated, by the beginning of the names of their metrics."""
         return {"val_": self.net} | ({"val_ema_": self.ema.module} if self.ema else {})

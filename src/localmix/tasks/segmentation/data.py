@@ -10,7 +10,7 @@ from typing import Any
 
 from localmix.tasks.segmentation.labels import Labelling
 from localmix.tasks.segmentation.pairs import LabelledScenes, Track, splits
-from localmix.tasks.segmentation.views import MEAN, STD, SceneDataset, SceneViews
+from localmix.tasks.segmentation.views import MEAN, STD, SceneDataset, SceneViews, fitted
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ class Scenes:
             "mean": MEAN,
             "std": STD,
         }
+
+    def shapes(self, batch_size: int) -> dict[str, tuple[int, int, int, int]]:
+        """B, C, H, W of a batch of crops and of the first one of the validation, by the setting that decides it."""
+        size = self.train.views.size
+        image, _ = self.validation.scenes[0]
+        width, height = fitted(*image.size, self.short_side)
+        return {"size": (batch_size, 3, size, size), "short_side": (1, 3, height, width)}
 
     def __str__(self) -> str:
         return f"{self.name}, {self.labelling.num_classes} classes, crops of {self.train.views.size} px"

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -174,6 +176,48 @@ def test_folder_is_whole_or_not_there(small_run, tmp_path, monkeypatch):
             publish(small_run, tmp_path / name, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "run"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "net").iterdir()} == before
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from localmix.tasks.engine.claim import claim
+with claim(Path(sys.argv[1])):
+    (Path(sys.argv[1]) / "model.safetensors").write_text("half")
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_makes_is_left_to_it(small_run, tmp_path):
+    arguments = [sys.executable, "-c", HOLDER, str(tmp_path / ".net.partial")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"claimed\n"
+        with pytest.raises(ValueError, match=r"^to: another process is at work in .*net\.partial; wait"):
+            publish(small_run, tmp_path / "net")
+        assert (tmp_path / ".net.partial/model.safetensors").read_text() == "half"
+        process.kill()
+    # what that has left, and one that was killed while it replaced a folder
+    (tmp_path / ".net.before").mkdir()
+    (tmp_path / ".net.before/config.json").write_text("old")
+    publish(small_run, tmp_path / "net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "run"]
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_a_folder_that_another_process_has_made_meanwhile_is_kept(small_run, tmp_path, monkeypatch):
+    to = tmp_path / "net"
+
+    def of_another(*args, **kwargs):
+        to.mkdir()
+        (to / "README.md").write_text("theirs")
+
+    # what is asked between the first look at the folder and its making
+    monkeypatch.setattr(module, "output_folder", of_another)
+    with pytest.raises(ValueError, match=r"to: expected a folder that does not exist, got .*; pass overwrite"):
+        publish(small_run, to)
+    assert [path.name for path in to.iterdir()] == ["README.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "run"]
 
 
 def test_permissions_are_those_of_other_files(small_run, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from localmix.reports.evaluation.trained import run_of
 from localmix.reports.metrics import read_metrics
 from localmix.reports.publishing.card import card
 from localmix.reports.publishing.publication import Publication
+from localmix.tasks.engine.claim import CLAIM, claim
 from localmix.tasks.engine.output import output_folder
 from localmix.tasks.engine.run_folder import CHECKPOINT, METRICS
 from localmix.writing import named
@@ -61,12 +63,11 @@ def publish(
         checkpoint, weights
     )
     evaluations = [_evaluation(Path(file), found) for file in results]
-    to.parent.mkdir(parents=True, exist_ok=True)
-    # beside it, for the renaming to be one step; what a killed process left is overwritten
+    # beside it, for the renaming to be one step
     partial = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with claim(partial, name="to"), _emptied(partial):
+        # another process may have made it while this one read
+        _refuse_to_lose(to, overwrite)
         with named(to):
             found.save(partial, license)
             names = [f"results-{number}.json" for number, _ in enumerate(evaluations, 1)]
@@ -76,9 +77,6 @@ def publish(
             shown = dict(zip(names, evaluations, strict=True))
             (partial / CARD).write_text(card(content, folder=to.name, license=license, evaluations=shown))
         _put(partial, to)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     size = (to / WEIGHTS).stat().st_size / 1e6
     others = ", ".join((CONFIG, CARD, *names))
     return f"{to}: {WEIGHTS} ({found.name}, {found.source['weights']} weights, {size:,.1f} MB), {others}"
@@ -92,23 +90,43 @@ def _refuse_to_lose(to: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"to: expected a folder that does not exist, got {to}; pass overwrite to replace it")
     inside = {path.name for path in to.iterdir()}
-    foreign = sorted(name for name in inside - {WEIGHTS, CONFIG, CARD} if not name.startswith("results-"))
+    foreign = sorted(name for name in inside - {WEIGHTS, CONFIG, CARD, CLAIM} if not name.startswith("results-"))
     if foreign:
         raise ValueError(f"to: expected a folder that was published before, got {to}, which also holds {foreign[:5]}")
 
 
+@contextmanager
+def _emptied(folder: Path) -> Generator[None]:
+    """In front of the block, of what a killed process left, and again where the block fails."""
+
+    def empty() -> None:
+        for path in folder.glob("*"):
+            if path.name != CLAIM:
+                path.unlink()
+
+    empty()
+    try:
+        yield
+    except BaseException:
+        empty()
+        raise
+
+
 def _put(partial: Path, to: Path) -> None:
-    if not to.exists():
-        partial.rename(to)
-        return
     before = to.with_name(f".{to.name}.before")
-    to.rename(before)
+    # of a process that was killed
+    shutil.rmtree(before, ignore_errors=True)
+    if to.exists():
+        to.rename(before)
     try:
         partial.rename(to)
     except OSError:
-        before.rename(to)
+        if before.exists():
+            before.rename(to)
         raise
-    shutil.rmtree(before)
+    # behind the renaming: without it, another process would take the folder for one that was left
+    (to / CLAIM).unlink(missing_ok=True)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _evaluation(file: Path, found: Publication) -> dict[str, Any]:

@@ -21,7 +21,7 @@ CLAIM = ".claim"
 
 
 @contextmanager
-def claim(folder: Path, *, patience: float = 0.0) -> Generator[None]:
+def claim(folder: Path, *, patience: float = 0.0, name: str = "output") -> Generator[None]:
     """Keep other processes from working in `folder`. The claim ends with this process at the latest, however that ends.
 
     What fails leaves no claim that was not there before, and no folder that was not, if that is empty.
@@ -29,14 +29,15 @@ def claim(folder: Path, *, patience: float = 0.0) -> Generator[None]:
 
     Args:
         patience: how long to wait for another process, such as one whose parent was killed and that ends soon [s].
+        name: of the argument that errors name.
 
     Raises:
         ValueError: another process is at work there, or it can be no folder.
     """
     path = folder / CLAIM
-    with made_folder(folder):
+    with made_folder(folder, name=name):
         is_new = not path.exists()
-        with _locked(path, patience):
+        with _locked(path, patience, name):
             try:
                 yield
             except BaseException:
@@ -48,7 +49,7 @@ def claim(folder: Path, *, patience: float = 0.0) -> Generator[None]:
 
 
 @contextmanager
-def _locked(path: Path, patience: float) -> Generator[None]:
+def _locked(path: Path, patience: float, name: str) -> Generator[None]:
     deadline = time.monotonic() + patience
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def _locked(path: Path, patience: float) -> Generator[None]:
             while not _lock(file):
                 if time.monotonic() >= deadline:
                     raise ValueError(
-                        f"output: another process is at work in {path.parent}; wait for it or end it"
+                        f"{name}: another process is at work in {path.parent}; wait for it or end it"
                     ) from None
                 time.sleep(0.1)
             # the process that was waited for may have removed the file

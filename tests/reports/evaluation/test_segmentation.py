@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from localmix.cli import main
-from localmix.reports.evaluation.segmentation import evaluate, majority, per_class
+from localmix.reports.evaluation.segmentation import absent_but_predicted, evaluate, majority, per_class, show
 from localmix.reports.evaluation.segmenter import load_segmenter
 from localmix.reports.evaluation.tasks import task_of
 from localmix.tasks.segmentation.checkpoints import convert_file, load_converted
@@ -45,6 +45,31 @@ def test_what_the_run_has_validated_is_found_again(segmenter, small_scenes, tmp_
     with (tmp_path / "out/confusion.csv").open(newline="") as file:
         assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == pixels
     assert size(tmp_path / "out/pictures.png")[1] > 900
+
+
+def test_a_class_that_is_absent_and_yet_predicted_is_told(capsys):
+    """Beside our mIoU stands that of mmsegmentation, where a class counts if it is labelled or predicted."""
+    confusion = torch.tensor([[6, 2, 1, 0], [1, 5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    classes, scores = ("red", "green", "never", "nowhere"), Scores.of(confusion)
+    results = {
+        "model": {"name": "a net"},
+        "data": {"name": "scenes"},
+        "split": "validation",
+        "images": 1,
+        "pixels": 15,
+        **{name: getattr(scores, name).item() for name in ("pixel_accuracy", "mean_accuracy")},
+        "miou": scores.mean_iou.item(),
+        "majority": majority(confusion, classes),
+        "absent": ["never", "nowhere"],
+        "absent_but_predicted": absent_but_predicted(confusion, classes),
+        "per_class": per_class(scores, confusion, classes),
+    }
+    assert results["absent_but_predicted"] == ["never"]
+    show(results)
+    shown = capsys.readouterr().out
+    assert f"mIoU {(6 / 10 + 5 / 8) / 2:.2%}, pixel" in shown
+    assert "absent, and left out of the means: never, nowhere" in shown
+    assert f"taken for never; with an IoU of 0 for that, as in mmsegmentation, mIoU {(6 / 10 + 5 / 8) / 3:.2%}" in shown
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_commands_take_the_folder_and_the_card_has_its_results(segmenter, small_
     text = (tmp_path / "net/README.md").read_text()
     assert ModelCard(text).data.pipeline_tag == "image-segmentation"
     assert f"| mIoU | {first['miou']:.2%} |" in text
+    assert "| absent classes, in no mean | never |" in text
     assert "UPerNet on `dwnet_nano` (depth-wise convolution)" in text and "4 classes, trained on scenes" in text
     program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -94,6 +94,7 @@ def evaluate(
         "pixels": int(confusion.sum()),
         "majority": majority(confusion, classes),
         "absent": [name for name, there in zip(classes, scores.present.tolist(), strict=True) if not there],
+        "absent_but_predicted": absent_but_predicted(confusion, classes),
         "per_class": per_class(scores, confusion, classes),
         "model": {
             "name": f"UPerNet on {segmenter.backbone}",
@@ -149,6 +150,12 @@ def majority(confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     return {"class": classes[first], "pixel_accuracy": share, "miou": share / int((labelled > 0).sum())}
 
 
+def absent_but_predicted(confusion: Tensor, classes: Sequence[str]) -> list[str]:
+    """Classes that no pixel is labelled as, and some was taken for: other scores count their IoU as 0."""
+    there = ((confusion.sum(1) == 0) & (confusion.sum(0) > 0)).tolist()
+    return [name for name, is_one in zip(classes, there, strict=True) if is_one]
+
+
 def per_class(scores: Scores, confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each class; without figures where no pixel is labelled so."""
     labelled = confusion.sum(1).tolist()
@@ -180,8 +187,17 @@ def show(results: dict[str, Any]) -> None:
         f"mean accuracy {results['mean_accuracy']:.2%}; {results['images']:,} images, {results['pixels']:,} pixels",
         f"all taken for {most['class']}: mIoU {most['miou']:.2%}, pixel accuracy {most['pixel_accuracy']:.2%}",
         *([f"absent, and left out of the means: {', '.join(results['absent'])}"] if results["absent"] else []),
+        *([counted_as_zero(results)] if results["absent_but_predicted"] else []),
     ):
         console.print(text, highlight=False, markup=False)
+
+
+def counted_as_zero(results: dict[str, Any]) -> str:
+    """What the mIoU is where classes count that are absent and yet predicted."""
+    names, present = results["absent_but_predicted"], len(results["per_class"]) - len(results["absent"])
+    miou = results["miou"] * present / (present + len(names))
+    taken = f"some pixels were taken for {', '.join(names)}"
+    return f"{taken}; with an IoU of 0 for that, as in mmsegmentation, mIoU {miou:.2%}"
 
 
 @torch.no_grad()

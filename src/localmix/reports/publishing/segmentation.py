@@ -92,4 +92,5 @@ def _rows(results: Mapping[str, Any]) -> Rows:
         ("pixel accuracy", f"{results['pixel_accuracy']:.2%}"),
         ("mean accuracy", f"{results['mean_accuracy']:.2%}"),
         ("images", f"{results['images']:,}"),
+        *([("absent classes, in no mean", ", ".join(results["absent"]))] if results["absent"] else []),
     ]

@@ -123,3 +123,16 @@ def test_draft_decodes_large_jpegs_for_training_smaller(tmp_path):
         images = load_images(str(tmp_path), img_size=32, draft=draft)
         sizes[draft] = images.train.images[0][0].size, images.validation.images[0][0].size
     assert sizes == {False: ((256, 400), (256, 400)), True: ((64, 100), (256, 400))}
+
+
+def test_hidden_folders_are_passed_over_and_links_count_a_folder_once(tmp_path, photographs):
+    photographs(tmp_path, {**WHOLE, "train/cat/.ipynb_checkpoints": 2, "train/cat/black": 2, "train/dog/__MACOSX": 1})
+    (tmp_path / "train/cat/self").symlink_to(".")
+    (tmp_path / "train/cat/black/up").symlink_to("..")
+    (tmp_path / "train/cat/also").symlink_to("black")
+    (tmp_path / "train/cat/more").symlink_to("../dog")
+    files = folders.read_tree(tmp_path).train
+    names = {label: sorted(name.removeprefix(f"train/{label}/") for name in files[label]) for label in files}
+    assert names["dog"] == ["000.png", "001.png", "002.png", "003.png"]
+    own, linked = ["000.png", "001.png", "002.png"], [f"more/00{number}.png" for number in range(4)]
+    assert names["cat"] == [*own, "black/000.png", "black/001.png", *linked]

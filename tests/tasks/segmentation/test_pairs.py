@@ -22,6 +22,10 @@ def write(folder, name, *, image="images", labels="annotations", size=(6, 4), la
 def test_names_pair_in_folders_below_too(tmp_path):
     for name in ("b", "sub/a", "a"):
         write(tmp_path, name, value=len(name) % 3)
+    hidden = tmp_path / "images/.ipynb_checkpoints"
+    hidden.mkdir()
+    (tmp_path / "images/a.png").rename(hidden / "a-checkpoint.png")
+    write(tmp_path, "a", value=1)
     found = scenes(tmp_path / "images", tmp_path / "annotations", THREE)
     assert [image.relative_to(tmp_path).as_posix() for image, _ in found.pairs] == [
         "images/a.png",

@@ -176,22 +176,36 @@ def _beside(root: Path, layout: Path) -> list[Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if not e.name.startswith((".", "__MACOSX")) and e.is_dir()]
+        names = [e.name for e in entries if not _is_hidden(e.name) and e.is_dir()]
     return [folder / name for name in sorted(names)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
+def _place(folder: Path | str) -> tuple[int, int]:
+    """The same for two names of one folder."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
 def _class_files(root: Path, folder: Path) -> Files:
-    """Image files of each class folder, also from folders within it."""
+    """Image files of each class folder, also from folders within it, each of these once."""
 
     def files(subfolder: Path) -> list[str]:
-        found = []
-        for parent, _, names in os.walk(subfolder, followlinks=True):
+        found, seen = [], {_place(subfolder)}
+        for parent, folders, names in os.walk(subfolder, followlinks=True):
             below = os.path.relpath(parent, root)
             found += [os.path.join(below, name) for name in names if _is_image(name)]
+            # a link may lead to a folder above it, round and round
+            places = {_place(os.path.join(parent, name)): name for name in sorted(folders) if not _is_hidden(name)}
+            folders[:] = [name for place, name in places.items() if place not in seen]
+            seen.update(places)
         return sorted(found)
 
     subfolders = _subfolders(folder)

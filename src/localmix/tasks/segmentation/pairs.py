@@ -144,8 +144,9 @@ def _by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
         return {}
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-            name = path.relative_to(folder).with_suffix("").as_posix()
+        below = path.relative_to(folder)
+        if path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in below.parts):
+            name = below.with_suffix("").as_posix()
             if name in files:
                 problems.append(f"{path}: {files[name].name} has the same name")
             files.setdefault(name, path)

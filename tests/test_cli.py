@@ -260,3 +260,19 @@ def test_sigterm_ends_a_command_in_order(worker, capsys):
     worker(lambda name: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["explain", "x"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", [["explain", "window_attention"], ["cost", "dwnet_nano", "--img-size", "32"]])
+def test_output_that_nobody_reads_on_is_no_error(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", "localmix", *command]
+    ended = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(worker, capsys):
+    worker(raising(BrokenPipeError(32, "Broken pipe")))
+    assert main(["explain", "local_mlp"]) == 2
+    assert "localmix: error: Broken pipe" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status.
 
     0 done, 1 done in part, 2 a wrong request, 75 stopped by a signal and ready to go on, 130 interrupted, 143 ended by
-    SIGTERM.
+    SIGTERM, 141 where nobody reads on, such as `head`.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
@@ -39,10 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.run is _fit:  # it hears signals in its own way
             return args.run(args)
         with _terminable():
-            return args.run(args)
+            status = args.run(args)
+            # here, and not when the interpreter ends
+            if sys.stdout:
+                sys.stdout.flush()
+            return status
     except KeyboardInterrupt as interrupt:
         return 143 if interrupt.args == (signal.SIGTERM.name,) else 130
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # as rich answers it
+            return 141
+        raise
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _is_cut():
+            return 141
         message = _message(error, args)
         if args.traceback or message is None:
             raise
@@ -55,6 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = f" ({found[0]})" if found else ""
         print(f"localmix: error: not enough memory{asked}; smaller images or batches need less", file=sys.stderr)
         return 2
+
+
+def _is_cut() -> bool:
+    """Whether nobody reads stdout any more; what is left for it then goes nowhere."""
+    try:
+        # something, for what it could not write before is forgotten
+        print(flush=True)
+        return False
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from localmix.cli import main
 from localmix.models import create_model
+from localmix.reports.evaluation import classification
 from localmix.reports.evaluation.classification import evaluate
 from localmix.reports.evaluation.outcome import Outcome
 from localmix.tasks import fashion_mnist
@@ -187,6 +188,16 @@ def test_grey_net_on_files_in_colour_and_colour_net_on_grey_images(grey, garment
     net = create_model("localmlp_nano", num_classes=10)
     path = saved(tmp_path / "net.ckpt", net, in_chans=3, model="localmlp_nano")
     assert evaluate(path, **PLAIN)["view"]["channels"] == 3
+
+
+def test_files_are_written_where_nobody_reads_the_table(grey, tmp_path, monkeypatch):
+    def cut(*_):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(classification, "_print", cut)
+    with pytest.raises(SystemExit):
+        evaluate(grey[0], output=tmp_path / "out", **PLAIN)
+    assert (tmp_path / "out/results.json").is_file()
 
 
 def test_absent_classes_are_absent_and_not_zero(grey, garments, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from localmix.cli import main
+from localmix.reports.evaluation import detection
 from localmix.reports.evaluation.detector import load_detector
 
 write_rectangles = runpy.run_path(str(Path(__file__).parents[2] / "tasks" / "detection" / "conftest.py"))[
@@ -22,6 +23,16 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, fit_detector, tmp_path_factory):
     return fit_detector(tmp_path_factory.mktemp("run"), data)
+
+
+def test_files_are_written_where_nobody_reads_the_table(run, tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(detection, "print", cut, raising=False)
+    with pytest.raises(BrokenPipeError):
+        detection.evaluate(run, output=tmp_path)
+    assert (tmp_path / "results.json").is_file()
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])

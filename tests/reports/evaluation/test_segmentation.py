@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from localmix.cli import main
+from localmix.reports.evaluation import segmentation
 from localmix.reports.evaluation.segmentation import absent_but_predicted, evaluate, majority, per_class, show
 from localmix.reports.evaluation.segmenter import load_segmenter
 from localmix.reports.evaluation.tasks import task_of
@@ -45,6 +46,16 @@ def test_what_the_run_has_validated_is_found_again(segmenter, small_scenes, tmp_
     with (tmp_path / "out/confusion.csv").open(newline="") as file:
         assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == pixels
     assert size(tmp_path / "out/pictures.png")[1] > 900
+
+
+def test_files_are_written_where_nobody_reads_the_table(segmenter, tmp_path, monkeypatch):
+    def cut(*_):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(segmentation, "show", cut)
+    with pytest.raises(SystemExit):
+        evaluate(segmenter, device="cpu", output=tmp_path)
+    assert (tmp_path / "results.json").is_file()
 
 
 def test_a_class_that_is_absent_and_yet_predicted_is_told(capsys):

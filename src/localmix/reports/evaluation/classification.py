@@ -170,9 +170,11 @@ def evaluate(
         "command": command(),
         "commit": commit(),
     }
-    _print(results, outcome, names)
-    if output is not None:
-        _write(Path(output), results, outcome, names)
+    try:
+        _print(results, outcome, names)
+    finally:  # also where nobody reads on, such as head
+        if output is not None:
+            _write(Path(output), results, outcome, names)
     return results
 
 

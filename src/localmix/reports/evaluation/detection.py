@@ -96,15 +96,17 @@ def evaluate(
         "command": command(),
         "commit": commit(),
     }
-    print(f"{detector.name} on {Path(root).name}, {split}: {len(images):,} images\n\n{found.table()}")
-    if output is not None:
-        _write(Path(output), results, scores)
-        with computed_in(precision, device):
-            pictures = _pictures(detector, images, device)
-        write_atomically(Path(output) / "pictures.png", lambda file: pictures.save(file, "PNG"))
-        # the last, so that where it is everything is
-        write_json(Path(output) / "results.json", results)
-        print(f"{output}: results.json, detections.json, per_class.csv, pictures.png")
+    try:
+        print(f"{detector.name} on {Path(root).name}, {split}: {len(images):,} images\n\n{found.table()}", flush=True)
+    finally:  # also where nobody reads on, such as head
+        if output is not None:
+            _write(Path(output), results, scores)
+            with computed_in(precision, device):
+                pictures = _pictures(detector, images, device)
+            write_atomically(Path(output) / "pictures.png", lambda file: pictures.save(file, "PNG"))
+            # the last, so that where it is everything is
+            write_json(Path(output) / "results.json", results)
+            print(f"{output}: results.json, detections.json, per_class.csv, pictures.png")
     return results
 
 

@@ -109,15 +109,17 @@ def evaluate(
         "command": command(),
         "commit": commit(),
     }
-    show(results)
-    if output is not None:
-        _write(Path(output), results, confusion, classes)
-        with computed_in(precision, device):
-            pictures = draw(segmenter, scenes, view)
-        write_atomically(Path(output) / "pictures.png", lambda file: pictures.save(file, "PNG"))
-        # the last, so that where it is everything is
-        write_json(Path(output) / "results.json", results)
-        print(f"{output}: results.json, per_class.csv, confusion.csv, pictures.png")
+    try:
+        show(results)
+    finally:  # also where nobody reads on, such as head
+        if output is not None:
+            _write(Path(output), results, confusion, classes)
+            with computed_in(precision, device):
+                pictures = draw(segmenter, scenes, view)
+            write_atomically(Path(output) / "pictures.png", lambda file: pictures.save(file, "PNG"))
+            # the last, so that where it is everything is
+            write_json(Path(output) / "results.json", results)
+            print(f"{output}: results.json, per_class.csv, confusion.csv, pictures.png")
     return results
 
 

@@ -56,7 +56,7 @@ def _refusal(net: nn.Module, shape: tuple[int, int, int, int]) -> Exception | No
     except Exception:  # also what can be computed, but not without numbers
         pass
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
             deepcopy(net).train()(torch.zeros(shape))
         return None
     except (AssertionError, RuntimeError, ValueError) as error:

@@ -188,22 +188,18 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
-def _place(folder: Path | str) -> tuple[int, int]:
-    """The same for two names of one folder."""
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
-
-
 def _class_files(root: Path, folder: Path) -> Files:
     """Image files of each class folder, also from folders within it, each of these once."""
 
     def files(subfolder: Path) -> list[str]:
-        found, seen = [], {_place(subfolder)}
+        found, seen = [], {os.path.realpath(subfolder)}
         for parent, folders, names in os.walk(subfolder, followlinks=True):
             below = os.path.relpath(parent, root)
             found += [os.path.join(below, name) for name in names if _is_image(name)]
             # a link may lead to a folder above it, round and round
-            places = {_place(os.path.join(parent, name)): name for name in sorted(folders) if not _is_hidden(name)}
+            places = {
+                os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders) if not _is_hidden(name)
+            }
             folders[:] = [name for place, name in places.items() if place not in seen]
             seen.update(places)
         return sorted(found)

@@ -69,6 +69,26 @@ def test_compiles_as_one_graph(name):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_sizes_left_open_are_compiled_once(name):
+    """Whether windows divide the map or leave a rest; where one covers an axis, the axis has another graph.
+
+    The first map has no size that another axis has, for PyTorch would take the two for one.
+    """
+    torch.compiler.reset()
+    layer, compiled = LAYERS[name]().eval(), []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    call = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for size in [(2, 29, 11), (3, 8, 12), (2, 9, 8), (4, 5, 20), (2, 6, 6)]:
+        x = torch.randn(*size, 8)
+        torch.testing.assert_close(call(x), layer(x))
+    assert len(compiled) == 1
+
+
 @every_layer
 def test_exports_with_batch_and_size_left_open(name):
     layer = LAYERS[name]().eval()

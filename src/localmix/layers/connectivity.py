@@ -117,8 +117,12 @@ def _exceeds(size: int, window: int) -> int:
 
 
 def _is_zero(*sizes: int) -> bool:
-    """All are known to be zero: false where a size is left open."""
-    return all(isinstance(size, int) and size == 0 for size in sizes)
+    """All are known to be zero: false where a size is left open, without a branch that would fix it."""
+    if not torch.compiler.is_compiling():
+        return all(isinstance(size, int) and size == 0 for size in sizes)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return all(statically_known_true(size == 0) for size in sizes)
 
 
 def _roll(x: Tensor, shift: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from localmix import functional, kernels
 from localmix.kernels import native
+from localmix.kernels.native import library
 from localmix.testing import check_operator, output_and_gradients
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason=str(native.MISSING))
@@ -408,6 +410,17 @@ def test_every_instruction_set_that_this_processor_has(name):
         pytest.skip(f"this processor has no {name}")
     assert process.returncode == 0, process.stderr
     assert f" {name}," in json.loads(process.stdout)
+
+
+def test_kernels_of_this_python_come_before_those_of_another(tmp_path):
+    assert library._built(tmp_path) is None
+    others = [tmp_path / f"_native.cpython-{version}-x86_64-linux-gnu.so" for version in range(400, 408)]
+    for file in others:
+        file.touch()
+    assert library._built(tmp_path) in others
+    own = tmp_path / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    own.touch()
+    assert library._built(tmp_path) == own
 
 
 def test_an_unknown_instruction_set_is_an_error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -18,7 +19,14 @@ NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
 _INSTRUCTION_SET = "LOCALMIX_INSTRUCTION_SET"
 """Environment variable that names the instruction set to use, to test one that is not the best of the machine."""
 
-_FILE = next(Path(__file__).parent.parent.glob("_native.*"), None)
+
+def _built(folder: Path) -> Path | None:
+    """The kernels in `folder`: of this Python before those of another one, which may be of sources long gone."""
+    own = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return own if own.exists() else next(folder.glob("_native.*"), None)
+
+
+_FILE = _built(Path(__file__).parent.parent)
 
 MISSING = None if _FILE else "the kernels were not compiled: there was no C++ compiler when localmix was installed"
 """Why there are no compiled kernels; None if there are."""

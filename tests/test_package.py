@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def lint_imports(source):
     """Checks the contracts of this project on the package in `source`."""
     command = [Path(sys.executable).with_name("lint-imports"), "--config", ROOT / "pyproject.toml", "--no-cache"]
     return subprocess.run(command, cwd=source, capture_output=True, text=True)
+
+
+def repository(*options):
+    """Files that git lists, relative to the root."""
+    command = ["git", "ls-files", *options, "-z"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [file for file in files if file and (ROOT / file).is_file()]
 
 
 def test_submodules_are_loaded_on_first_use():
@@ -80,12 +88,23 @@ def test_a_wrong_import_is_seen(tmp_path, file, statement, complaint):
     assert complaint in result.stdout
 
 
+def test_a_source_distribution_is_the_repository(tmp_path):
+    files = [file for file in repository("--cached") if not file.startswith(".")]
+    for file in files:  # a copy, since it is packed from a folder beside them
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    subprocess.run([sys.executable, "setup.py", "--quiet", "sdist"], cwd=tmp_path, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("dist/*.tar.gz")
+    with tarfile.open(archive) as content:
+        packed = {name.partition("/")[2] for name in content.getnames()}
+    assert "setup.py" in files
+    assert not set(files) - packed
+
+
 def test_no_file_names_a_machine_or_a_registry():
     host = r"\b(?:pypi|pythonhosted|npmjs|debian|ubuntu)\.(?:org|com)\b"
     path = r"(?<![\w.~/])/(?:home|root|opt|work|mnt|Users)/\w"
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    files = [ROOT / file for file in files if file and (ROOT / file).is_file()]
+    files = [ROOT / file for file in repository("--cached", "--others", "--exclude-standard")]
     assert Path(__file__) in files
     found = [
         f"{file.relative_to(ROOT)}: {match[0]}"

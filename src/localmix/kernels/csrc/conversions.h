@@ -141,7 +141,7 @@ inline void store(Float16* p, Vector v) {
 // Four numbers, and back.
 template <typename T>
 inline Four load_four(const T* p) {
-  const auto* halves = reinterpret_cast<const FourHalves*>(p);
+  const FourHalves* halves = reinterpret_cast<const FourHalves*>(p);  // GCC's auto would forget that they lie anywhere
   return Format<T>::template widen<Four>(__builtin_convertvector(*halves, FourWords));
 }
 template <typename T>

@@ -39,7 +39,11 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self.bars.disable:  # rich before 14.3 prints an empty line where bars end that were never shown
+            self.bars.stop()
 
     def say(self, text: str) -> None:
         """Print lines, above the bars if there are any."""
@@ -48,7 +52,7 @@ class Display:
     @contextmanager
     def paused(self) -> Generator[None]:
         """No bars within it, so that what is printed to stdout meets none."""
-        self.bars.stop()
+        self._stop()
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 
 import localmix.reports.publishing.publish as module
 from localmix.cli import main
@@ -231,6 +232,19 @@ def test_wrong_sources_are_refused(small_run, tmp_path, capsys):
     assert main(["publish", str(tmp_path), "--to", str(tmp_path / "net")]) == 2
     assert "source: expected a file, found nothing" in capsys.readouterr().err
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["I/O error: File too large (os error 27)", "IoError(Os { code: 27, kind: FileTooLarge })"],
+)
+def test_a_full_disk_is_told_however_safetensors_words_it(small_run, tmp_path, monkeypatch, words):
+    def save(*args, **kwargs):
+        raise SafetensorError(f"Error while serializing: {words}")
+
+    monkeypatch.setattr("localmix.reports.publishing.classification.save_for_hf", save)
+    with pytest.raises(OSError, match=r"File too large while writing: '.*net'"):
+        publish(small_run, tmp_path / "net")
 
 
 def test_a_full_disk_leaves_nothing_and_is_told_with_the_name_of_the_folder(small_run, tmp_path, full_disk):

@@ -52,7 +52,8 @@ def _save(trained: Trained, folder: Path, license: str) -> None:
     try:
         save_for_hf(net, str(folder), model_config=labels, model_args=model_args, safe_serialization=True)
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # of a full disk, say
+        # of a full disk, say; safetensors before 0.6 words it in the second way
+        number = re.search(r"(?:os error |Os \{ code: )(\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -11,9 +11,9 @@ namespace {
 // Exponentials become weights, and the gradients of the weights those of the scores.
 void harden(const Axis::Step& line, const Block& block, const Vector& inverse, float* weights, float* of_weights) {
   const int64_t taps = line.count * block.taps;
-  Vector sum = {}, zero = {};
+  Vector mean = {}, zero = {};
   for (int64_t a = 0; a < line.count; ++a)
-    sum += sum_in_parts(block.taps, [&](int64_t j) {
+    mean += sum_in_parts(block.taps, [&](int64_t j) {
       const int64_t k = (a * block.taps + j) * kLanes;
       const Vector weight = load(weights + k) * inverse;
       Vector of_weight = load(of_weights + k);
@@ -22,8 +22,10 @@ void harden(const Axis::Step& line, const Block& block, const Vector& inverse, f
       store(of_weights + k, of_weight);
       return weight * of_weight;
     });
-  for (int64_t k = 0; k < taps * kLanes; k += kLanes)
-    store(of_weights + k, load(weights + k) * (load(of_weights + k) - sum));
+  auto share_of_rest = [&](int64_t k) { return load(weights + k * kLanes) * (load(of_weights + k * kLanes) - mean); };
+  // once more from there: shares do not make one to the last digit, and that times the mean is in every gradient
+  mean += sum_in_parts(taps, share_of_rest);
+  for (int64_t k = 0; k < taps; ++k) store(of_weights + k * kLanes, share_of_rest(k));
 }
 
 // Adds the gradients of the scores of a line to those of its biases.

@@ -178,13 +178,15 @@ class Head {
     for (int64_t i = 0; i < count; i += kLanes) {
       float *column = weight.data() + i, *of_column = of_score.data() + i;
       const Vector whole = load(inverse.data() + i);
-      const Vector sum = sum_in_parts(n, [&](int64_t j) {
+      Vector mean = sum_in_parts(n, [&](int64_t j) {
         const Vector share = load(column + j * width_) * whole;
         store(column + j * width_, share);
         return share * load(of_column + j * width_);
       });
-      for (int64_t j = 0; j < n; ++j)
-        store(of_column + j * width_, load(column + j * width_) * (load(of_column + j * width_) - sum));
+      auto share_of_rest = [&](int64_t j) { return load(column + j * width_) * (load(of_column + j * width_) - mean); };
+      // once more from there: shares do not make one to the last digit, and that times the mean is in every gradient
+      mean += sum_in_parts(n, share_of_rest);
+      for (int64_t j = 0; j < n; ++j) store(of_column + j * width_, share_of_rest(j));
     }
   }
 

@@ -6,6 +6,7 @@ from PIL import Image
 from localmix.cli import main
 from localmix.tasks import fashion_mnist
 from localmix.tasks.engine.checkpoint import load_checkpoint
+from localmix.tasks.scenes import layout
 
 # a program for torchrun, which pytest would run to look for examples in it
 collect_ignore = ["training/two_processes.py"]
@@ -19,6 +20,7 @@ def few_images():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fashion_mnist, "load", lambda split: tuple(array[: numbers[split]] for array in whole[split]))
         yield whole
+        layout._embedded.cache_clear()  # scenes that other tests compose are of all garments
 
 
 FIT = {

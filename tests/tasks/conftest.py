@@ -7,6 +7,7 @@ from PIL import Image
 
 from localmix.tasks import fashion_mnist
 from localmix.tasks.classification.data import load_images
+from localmix.tasks.scenes import layout
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def few_images(monkeypatch):
     numbers = {"train": 24, "test": 8}
     whole = {split: fashion_mnist.load(split) for split in numbers}
     monkeypatch.setattr(fashion_mnist, "load", lambda split: tuple(array[: numbers[split]] for array in whole[split]))
-    return load_images(img_size=16)
+    yield load_images(img_size=16)
+    layout._embedded.cache_clear()  # scenes that other tests compose are of all garments
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,7 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
       return set.pack(problem, packed.get(), begin, end), 0;
     });
   }
-  PairwiseBias bias{packed.get(), nullptr};
+  const PairwiseBias bias{packed.get(), nullptr};
   if (!is_backward || !problem->of_bias)
     return spread(units, threads, [&](int64_t begin, int64_t end, int64_t) {
       return kernel(problem, &bias, begin, end);

@@ -1,9 +1,7 @@
-// Heads or groups of channels in parts: threads that share a window or an image take different ones.
+// Numbers in parts: units of work by threads; heads or groups, of which threads that share a window take different ones.
 #pragma once
 
 #include "division.h"
-
-#include <algorithm>
 
 namespace {
 

@@ -5,6 +5,7 @@ Everything else about the package stands in pyproject.toml.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,8 @@ class BuildKernels(build_ext):
         if further and not any(job.exception() for job in further):
             objects += [o for job in further for o in job.result()]
             macros.append(("LOCALMIX_AVX512_BF16", "1"))
+        interface = hashlib.sha256((CSRC / "interface.h").read_bytes()).hexdigest()
+        macros.append(("LOCALMIX_INTERFACE", f'"{interface}"'))
         objects += self.compiler.compile(
             [str(CSRC / "dispatch.cpp")],
             output_dir=self.build_temp,

@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -421,6 +423,34 @@ def test_kernels_of_this_python_come_before_those_of_another(tmp_path):
     own = tmp_path / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     own.touch()
     assert library._built(tmp_path) == own
+
+
+def test_kernels_of_another_interface_are_not_called(tmp_path):
+    folder = Path(kernels.__file__).parents[1]
+    copied = shutil.copytree(folder, tmp_path / "localmix", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(copied / "kernels" / "csrc" / "interface.h", "a") as file:
+        file.write("// younger than the library\n")
+    script = """
+import torch
+from localmix import kernels
+assert kernels.__file__.startswith({folder!r}), kernels.__file__
+print(kernels.choose("depthwise_convolution"))
+kernels.depthwise_convolution(torch.ones(1, 3, 3, 2), torch.ones(2, 3, 3), impl="native")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", script.format(folder=str(tmp_path))]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.stdout == "aten\n"
+    assert process.stderr.count("RuntimeWarning: the kernels were compiled from other sources than these") == 1
+    assert "ValueError: impl: expected an implementation of depthwise_convolution, got 'native'" in process.stderr
+
+
+def test_what_is_no_library_is_not_loaded(tmp_path):
+    file, interface = tmp_path / "_native.so", tmp_path / "interface.h"
+    file.write_text("cut off")
+    assert library._why_none(file, interface).startswith("the kernels cannot be loaded: ")
+    assert library._why_none(None, interface).startswith("the kernels were not compiled: ")
+    assert library._why_none(library._FILE, interface) is None
 
 
 def test_an_unknown_instruction_set_is_an_error():

@@ -1,6 +1,7 @@
 // What Python calls: picks the instruction set once, and spreads the rows of all images over PyTorch's own threads.
 
 #include "division.h"
+#include "interface.h"
 #include "local_weight.h"
 #include "pairwise_weight.h"
 #include "parallel.h"
@@ -41,8 +42,6 @@ LOCALMIX_DECLARE_ALL(avx512)
 LOCALMIX_DECLARE_IN_PAIRS(avx512_bf16)
 #endif
 #endif
-
-#define LOCALMIX_PUBLIC extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -135,10 +134,11 @@ int64_t parts_of_channels(const SharedWeightProblem* p, int64_t units, int64_t t
 
 }  // namespace
 
-LOCALMIX_PUBLIC const char* localmix_instruction_set() { return chosen->local_weight.name; }
+const char* localmix_interface() { return LOCALMIX_INTERFACE; }
 
-// 1 if AMD, or Hygon by its licence, made this processor.
-LOCALMIX_PUBLIC int localmix_is_amd() {
+const char* localmix_instruction_set() { return chosen->local_weight.name; }
+
+int localmix_is_amd() {
 #ifdef LOCALMIX_X86
   unsigned most, vendor[3];
   if (__get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]))
@@ -147,22 +147,20 @@ LOCALMIX_PUBLIC int localmix_is_amd() {
   return 0;
 }
 
-// For tests: 0 if the set of that name runs here from now on, 1 if this processor has none such.
-LOCALMIX_PUBLIC int localmix_use_instruction_set(const char* name) {
+int localmix_use_instruction_set(const char* name) {
   const Kernels* named = choose(name);
   if (named) chosen = named;
   return !named;
 }
 
-LOCALMIX_PUBLIC void localmix_use_threads(Parallel run, Number number, Number of) {
+void localmix_use_threads(Parallel run, Number number, Number of) {
   parallel = run;
   thread_number = number;
   number_of_threads = of;
 }
 
-// Lines [begin, end) of the batch * height rows of all images; 0 if it is done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_local_weight(
-    int64_t kernel,  // 0 forward, 1 backward_x, 2 backward_weight
+int localmix_local_weight(
+    int64_t kernel,
     const LocalWeightProblem* problem,
     const void* a,
     const void* b,
@@ -175,8 +173,7 @@ LOCALMIX_PUBLIC int localmix_local_weight(
   return spread(kernels[kernel], problem, a, b, out, begin, end, threads);
 }
 
-// y for all lines; bias may be null. 0 if it is done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_projected_local_weight(
+int localmix_projected_local_weight(
     const LocalWeightProblem* problem,
     const void* x,
     const void* hidden,
@@ -198,8 +195,7 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight(
   return spread(set.projected_forward, problem, x, &weights, y, 0, lines, threads);
 }
 
-// The gradients that `gradients` wants, for all lines. 0 if it is done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_projected_local_weight_backward(
+int localmix_projected_local_weight_backward(
     const LocalWeightProblem* problem, ProjectedGradients* gradients, int64_t threads) {
   const int64_t taps = problem->kernel_height * problem->kernel_width, lines = problem->batch * problem->height;
   const LocalWeightKernels& set = chosen->local_weight;
@@ -232,8 +228,7 @@ LOCALMIX_PUBLIC int localmix_projected_local_weight_backward(
   }));
 }
 
-// Attention in windows or neighborhoods: the output, or the gradients. 0 if it is done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_pairwise_weight(
+int localmix_pairwise_weight(
     int64_t is_neighborhood, int64_t is_backward, PairwiseProblem* problem, int64_t threads) {
   const PairwiseKernels& set = *(is_neighborhood ? chosen->neighborhood : chosen->window);
   const PairwiseKernel kernel = is_backward ? set.backward : set.forward;
@@ -272,9 +267,7 @@ LOCALMIX_PUBLIC int localmix_pairwise_weight(
   });
 }
 
-// y by weights that all positions share; or, of an adjoint problem, the gradient of x. 0 if it is done, 1 if memory ran
-// out.
-LOCALMIX_PUBLIC int localmix_shared_weight(
+int localmix_shared_weight(
     SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads) {
   const int64_t blocks = divide_up(problem->channels, kSharedBlock);
   const int64_t taps = problem->kernel_height * problem->kernel_width, packs = problem->weights * blocks;
@@ -294,8 +287,7 @@ LOCALMIX_PUBLIC int localmix_shared_weight(
   });
 }
 
-// Gradients of weight [B or 1, C, K] and bias [C], as float. 0 if it is done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_shared_weight_backward(
+int localmix_shared_weight_backward(
     SharedWeightProblem* problem, const void* x, const void* gradient, float* of_weight, float* of_bias,
     int64_t threads) {
   const int64_t channels = problem->channels, weights = problem->weights;
@@ -327,9 +319,7 @@ LOCALMIX_PUBLIC int localmix_shared_weight_backward(
   return failed;
 }
 
-// y, or the gradients where `of_weight` or `of_bias` [G, N, N] and [G, N] are wanted or `problem` has `of_x`. 0 if it is
-// done, 1 if memory ran out.
-LOCALMIX_PUBLIC int localmix_window_weight(
+int localmix_window_weight(
     WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t threads) {
   const WindowWeightKernels& set = *chosen->window_weight;
   const int64_t slots = problem->size_height * problem->size_width, groups = problem->groups;

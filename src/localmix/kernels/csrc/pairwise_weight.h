@@ -1,32 +1,9 @@
-// Plain C interface of the kernels whose weights are the softmax of dot products.
+// The kernels whose weights are the softmax of dot products.
 #pragma once
 
+#include "interface.h"
+
 #include <cstdint>
-
-// [B, H, W, heads, D] wherever it lies: strides of images, rows, columns and heads, channels side by side.
-struct PairwiseMap {
-  const void* data;
-  int64_t strides[4];
-};
-
-// What is null is not there or not wanted. Results lie densely.
-struct PairwiseProblem {
-  int64_t batch, height, width, heads, dim;
-  int64_t places;                           // of all images: windows, or lines of neighborhoods
-  int64_t size_height, size_width;          // of a window or of a neighborhood
-  int64_t before_height, before_width;      // windows: empty slots before the map
-  int64_t dilation_height, dilation_width;  // neighborhoods
-  int64_t kernel_height, kernel_width;      // windows: 0, or of the neighborhood whose biases go by distance
-  int64_t dtype;                            // NumberType
-  double scale;
-  PairwiseMap query, key, value, gradient;
-  const float* bias;  // windows [heads, N, N], by distance [heads, 2 h - 1, 2 w - 1]
-  void *output, *of_query, *of_key, *of_value;
-  float* of_bias;
-  // set by the dispatch: how many places a head goes through one after the other, and the parts of the heads, of which
-  // threads take one after the other
-  int64_t together, parts;
-};
 
 // The biases of all heads as an instruction set wants them, and sums of a thread for their gradients.
 struct PairwiseBias {

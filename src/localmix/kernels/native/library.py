@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import sysconfig
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`NumberType` of csrc/number_type.h."""
+"""`NumberType` of csrc/interface.h."""
 
 NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
 
@@ -26,10 +28,34 @@ def _built(folder: Path) -> Path | None:
     return own if own.exists() else next(folder.glob("_native.*"), None)
 
 
-_FILE = _built(Path(__file__).parent.parent)
+def _why_none(file: Path | None, interface: Path) -> str | None:
+    """Why there are no kernels that can be called as `interface`, a header, says; None if there are.
 
-MISSING = None if _FILE else "the kernels were not compiled: there was no C++ compiler when localmix was installed"
+    By another version of it, a function would take numbers for addresses.
+    """
+    if file is None:
+        return "the kernels were not compiled: there was no C++ compiler when localmix was installed"
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        return f"the kernels cannot be loaded: {error}"
+    if interface.exists():
+        of = getattr(library, "localmix_interface", None)
+        if of is not None:
+            of.restype = ctypes.c_char_p
+        if of is None or of().decode() != hashlib.sha256(interface.read_bytes()).hexdigest():
+            return f"the kernels were compiled from other sources than these: install localmix again, or delete {file}"
+    return None
+
+
+_FOLDER = Path(__file__).parent.parent
+_FILE = _built(_FOLDER)
+
+MISSING = _why_none(_FILE, _FOLDER / "csrc" / "interface.h")
 """Why there are no compiled kernels; None if there are."""
+
+if _FILE and MISSING:
+    warnings.warn(f"{MISSING}; plain PyTorch takes their place", RuntimeWarning, stacklevel=1)
 
 
 def description() -> str:
@@ -73,7 +99,7 @@ def _first_process() -> int:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The functions of csrc/dispatch.cpp; only where there are kernels."""
+    """The functions of csrc/interface.h; only where there are kernels."""
     library = ctypes.CDLL(str(_FILE))
     library.localmix_instruction_set.restype = ctypes.c_char_p
     library.localmix_use_instruction_set.argtypes = [ctypes.c_char_p]

@@ -206,7 +206,7 @@ def _ordered(weight: Tensor) -> Tensor:
 
 
 class _Problem(ctypes.Structure):
-    """`LocalWeightProblem` of csrc/local_weight.h."""
+    """`LocalWeightProblem` of csrc/interface.h."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -219,7 +219,7 @@ class _Problem(ctypes.Structure):
 
 
 class _ProjectedGradients(ctypes.Structure):
-    """`ProjectedGradients` of csrc/local_weight.h."""
+    """`ProjectedGradients` of csrc/interface.h."""
 
     _fields_ = [
         *(

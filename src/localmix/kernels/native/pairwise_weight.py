@@ -50,13 +50,13 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 
 class _Map(ctypes.Structure):
-    """`PairwiseMap` of csrc/pairwise_weight.h."""
+    """`PairwiseMap` of csrc/interface.h."""
 
     _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4)]
 
 
 class _Problem(ctypes.Structure):
-    """`PairwiseProblem` of csrc/pairwise_weight.h."""
+    """`PairwiseProblem` of csrc/interface.h."""
 
     _fields_ = [
         *(

@@ -24,7 +24,7 @@ def homogeneous_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, d
 
 
 class _Problem(ctypes.Structure):
-    """`SharedWeightProblem` of csrc/shared_weight.h."""
+    """`SharedWeightProblem` of csrc/interface.h."""
 
     _fields_ = [
         (name, ctypes.c_int64)

@@ -20,7 +20,7 @@ def local_mlp(x: Tensor, weight: Tensor, bias: Tensor | None, *, window_size: Pa
 
 
 class _Problem(ctypes.Structure):
-    """`WindowWeightProblem` of csrc/window_weight.h."""
+    """`WindowWeightProblem` of csrc/interface.h."""
 
     _fields_ = [
         *(

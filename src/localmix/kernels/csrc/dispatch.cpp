@@ -116,6 +116,8 @@ int spread(LocalWeightKernel kernel, const LocalWeightProblem* problem, const vo
   });
 }
 
+constexpr int64_t kMostLanes = 16;  // of a vector of any instruction set
+
 // As many that a thread which comes late is waited for little.
 int64_t wanted_units(int64_t threads) { return threads > 1 ? 4 * threads : 1; }
 
@@ -205,8 +207,8 @@ int localmix_projected_local_weight_backward(
   const bool summed = gradients->of_projection || gradients->of_bias;
   threads = std::max<int64_t>(std::min(threads, lines), 1);
   // in one piece, which the allocator keeps for the next call; not set to zero, which would be one thread's work
-  const int64_t packed = gradients->of_x ? round_up(each, 16) : 0;
-  const int64_t turned = gradients->of_hidden ? round_up(taps * lanes * rank, 16) : 0;
+  const int64_t packed = gradients->of_x ? round_up(each, kMostLanes) : 0;
+  const int64_t turned = gradients->of_hidden ? round_up(taps * lanes * rank, kMostLanes) : 0;
   const Scratch all = unset_scratch(packed + turned + (summed ? each * threads : 0));
   if (!all) return 1;
   float *turned_at = all.get() + packed, *sums = turned_at + turned;
@@ -239,7 +241,7 @@ int localmix_pairwise_weight(
   problem->parts = std::min(heads, divide_up(threads * problem->together, problem->places));
   Scratch packed;
   if (problem->bias) {
-    packed = unset_scratch(size);
+    packed = unset_scratch(size + kMostLanes);  // a vector is read whole of which the last biases are the first numbers
     if (!packed) return 1;
     spread(heads, threads, [&](int64_t begin, int64_t end, int64_t) {
       return set.pack(problem, packed.get(), begin, end), 0;

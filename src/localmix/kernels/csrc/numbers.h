@@ -23,6 +23,14 @@ inline int64_t whole_vectors(int64_t numbers) { return round_up(numbers, kLanes)
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
+// The first numbers of a vector, and zeros.
+inline Vector first_of(Vector v, int64_t count) {
+  typedef int32_t Lanes __attribute__((vector_size(LOCALMIX_VECTOR_BYTES)));
+  Lanes lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < int32_t(count) ? v : Vector{};
+}
+
 // The sum of f(0), f(1), ... in four parts: they wait less for one another, and lose fewer digits.
 template <typename F>
 LOCALMIX_INLINE inline Vector sum_in_parts(int64_t count, F f) {

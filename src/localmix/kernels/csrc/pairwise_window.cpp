@@ -78,7 +78,7 @@ class Head {
         weight(n_ * width_, 0.0f),
         inverse(width_, 0.0f),
         transposed_(words_of<W>(p.dim) * width_, 0.0f),
-        bias_(p.bias ? n_ * line_ : 0, 0.0f) {
+        bias_(p.bias ? n_ * line_ + kLanes : 0, 0.0f) {
     if (kPerWord<W> > 1) {
       stacked_.resize(words_of<W>(n_) * dim_);
       matrix_.resize(words_of<W>(n_) * width_);
@@ -86,7 +86,7 @@ class Head {
     if (!backward) return;
     gradient.resize(n_ * words_, 0.0f);
     for (auto* map : {&of_key, &of_value}) map->resize(n_ * dim_, 0.0f);
-    of_score.resize(n_ * width_, 0.0f);
+    of_score.resize(n_ * width_ + kLanes, 0.0f);
   }
 
   // A map as lines of words, one for each position; a word that is not full is filled by zero.
@@ -122,14 +122,33 @@ class Head {
   // The bias of the slots that hold a position, [key][query]; its lines are `bias_line` long.
   const float* bias_of(const Window& w, const float* packed) {
     if (!packed || w.whole) return packed;
-    for (int64_t j = 0; j < w.positions; ++j) {
-      const float* from = packed + w.slot(p_, j) * slots_ + w.row * p_.size_width + w.column;
-      for (int64_t r = 0; r < w.rows; ++r)
-        std::copy_n(from + r * p_.size_width, w.columns, bias_.data() + j * line_ + r * w.columns);
-    }
+    for_keys(w, [&](int64_t key, int64_t slot) {
+      const float* from = packed + slot * slots_;
+      float* to = &bias_[key * line_];
+      for_rows(w, 0, w.positions, [&](int64_t query, int64_t query_slot, int64_t count) {
+        // what is too much of a vector is overwritten by the next row
+        for (int64_t i = 0; i < count; i += kLanes) store(to + query + i, load(from + query_slot + i));
+      });
+    });
     return bias_.data();
   }
   int64_t bias_line(const Window& w) const { return w.whole ? slots_ : line_; }
+
+  // Calls f(key, its slot) for all keys.
+  template <typename F>
+  void for_keys(const Window& w, F f) const {
+    w.for_positions([&](int64_t key, int64_t r, int64_t c) { f(key, w.slot(p_, r, c)); });
+  }
+
+  // Calls f(query, its slot, how many lie from there on side by side) for the rows of some queries.
+  template <typename F>
+  void for_rows(const Window& w, int64_t first, int64_t count, F f) const {
+    for (int64_t r = first / w.columns, query = first, last = first + count; query < last; ++r) {
+      const int64_t c = query - r * w.columns, those = std::min(w.columns - c, last - query);
+      f(query, w.slot(p_, r, c), those);
+      query += those;
+    }
+  }
 
   // Calls f(first query, queries) for some queries at a time.
   template <typename F>
@@ -231,19 +250,28 @@ class Head {
 
   // Adds of_score to the sums of a head, [key slot][query slots].
   void add_to(const Window& w, int64_t first, int64_t count, float* sums) const {
-    for (int64_t j = 0; j < w.positions; ++j) {
-      float* line = sums + w.slot(p_, j) * slots_;
-      const float* from = of_score.data() + j * width_;
-      if (w.whole) {
-        for (int64_t i = 0; i < count; i += kLanes)
-          store(line + first + i, load(line + first + i) + load(from + i));
-      } else {
-        for (int64_t i = 0; i < count; ++i) line[w.slot(p_, first + i)] += from[i];
-      }
-    }
+    if (w.whole) return for_keys(w, [&](int64_t key, int64_t slot) {
+      add(&of_score[key * width_], whole_vectors(count), sums + slot * slots_ + first);
+    });
+    // keys innermost: rows of a key overlap, by what is too much of a vector, and would wait for one another
+    for_rows(w, first, count, [&](int64_t query, int64_t query_slot, int64_t those) {
+      const bool fits = query_slot + whole_vectors(those) <= slots_;
+      for_keys(w, [&](int64_t key, int64_t slot) {
+        const float* from = &of_score[key * width_ + query - first];
+        float* line = sums + slot * slots_ + query_slot;
+        if (fits) return add(from, those, line);
+        for (int64_t i = 0; i < those; ++i) line[i] += from[i];
+      });
+    });
   }
 
  private:
+  // line += numbers, `count` of them; what else the last vectors of both hold is let be.
+  static void add(const float* numbers, int64_t count, float* line) {
+    for (int64_t i = 0; i < count; i += kLanes)
+      store(line + i, load(line + i) + first_of(load(numbers + i), count - i));
+  }
+
   // Some lines in words of positions.
   const float* stacked(const Floats& lines, int64_t first, int64_t count) {
     const float* line = &lines[first * words_];

@@ -88,10 +88,10 @@ class Group {
     window_ = first;
     count_ = count;
     positions_ = first->positions;
-    for (int64_t i = 0; i < positions_; ++i) {
-      slot_[i] = first->slot(p_, i);
-      place_[i] = (i / first->columns * p_.width + i % first->columns) * p_.groups * p_.dim;
-    }
+    first->for_positions([&](int64_t i, int64_t r, int64_t c) {
+      slot_[i] = first->slot(p_, r, c);
+      place_[i] = (r * p_.width + c) * p_.groups * p_.dim;
+    });
   }
 
   // Numbers of a map as lines of words, one for each position; a word that is not full is filled by zero.

@@ -27,10 +27,17 @@ struct Window {
     count = std::min(start + size, length) - first;
   }
 
-  // The slot of a position.
+  // Calls f(position, its row, its column) for all positions.
+  template <typename F>
+  void for_positions(F f) const {
+    for (int64_t r = 0, position = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c, ++position) f(position, r, c);
+  }
+
+  // The slot of the position in a row and a column of the window.
   template <typename Problem>
-  int64_t slot(const Problem& p, int64_t position) const {
-    return (row + position / columns) * p.size_width + column + position % columns;
+  int64_t slot(const Problem& p, int64_t r, int64_t c) const {
+    return (row + r) * p.size_width + column + c;
   }
 
   // Whether both hold the same slots.

@@ -258,46 +258,6 @@ def test_fork_after_use():
     assert process.stdout.split() == OPERATORS, process.stderr
 
 
-# in a process of its own: memory for which was asked once keeps that when it is used again
-LARGE_PAGES = """
-import sys
-import torch
-sys.path.insert(0, {folder!r})
-from localmix.kernels.native import library
-from test_native import OPERATORS, problem, run
-
-def has_asked(t):
-    here = False
-    for line in open("/proc/self/smaps"):
-        name, _, rest = line.partition(" ")
-        if "-" in name:
-            begin, end = (int(number, 16) for number in name.split("-"))
-            here = begin <= t.data_ptr() + t.nbytes // 2 < end
-        elif here and name == "VmFlags:":
-            return "hg" in rest.split()
-
-assert not has_asked(library.fresh(torch.empty(library._LARGE // 4 - 1)))
-assert has_asked(library.fresh(torch.empty(library._LARGE // 4)))
-library._LARGE = 1 << 20
-for operator in OPERATORS:
-    tensors, options, gradient = problem(operator, size=(100, 111))
-    results = run(operator, tensors, options, gradient)
-    large = [name for name, t in results.items() if t.nbytes >= library._LARGE]
-    assert len(large) >= 2, large
-    assert all(has_asked(results[name]) for name in large), (operator, large)
-    print(operator)
-"""
-
-
-@pytest.mark.skipif(
-    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="this system has no transparent large pages"
-)
-def test_large_results_ask_for_large_pages():
-    script = LARGE_PAGES.format(folder=os.path.dirname(__file__))
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert process.stdout.split() == OPERATORS, process.stderr
-
-
 @pytest.mark.parametrize("size", [(13, 27), (6, 14), (3, 7), (2, 5)], ids=str)
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (9, 9), (11, 11), (4, 6), (1, 7), (5, 1)], ids=str)
 def test_every_width_of_a_kernel_that_has_code_of_its_own(kernel, size):

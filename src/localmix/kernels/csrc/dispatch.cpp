@@ -15,10 +15,6 @@
 #ifdef LOCALMIX_X86
 #include <cpuid.h>
 #endif
-#ifdef __linux__
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 #define LOCALMIX_DECLARE(name) \
   extern "C" int name(const LocalWeightProblem*, const void*, const void*, void*, int64_t, int64_t);
@@ -163,14 +159,6 @@ void localmix_use_threads(Parallel run, Number number, Number of) {
   parallel = run;
   thread_number = number;
   number_of_threads = of;
-}
-
-void localmix_ask_for_large_pages(void* memory, int64_t bytes) {
-#ifdef __linux__
-  const int64_t page = sysconf(_SC_PAGESIZE), begin = round_up(reinterpret_cast<intptr_t>(memory), page);
-  const int64_t end = reinterpret_cast<intptr_t>(memory) + bytes;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 int localmix_local_weight(

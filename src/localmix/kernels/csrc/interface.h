@@ -101,9 +101,6 @@ int localmix_use_instruction_set(const char* name);
 void localmix_use_threads(
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned), int (*thread_number)(), int (*number_of_threads)());
 
-// Asks the system for large pages where nothing was written yet; of no effect where it has none.
-void localmix_ask_for_large_pages(void* memory, int64_t bytes);
-
 // y by weights that all positions share; or, of an adjoint problem, the gradient of x. `bias` may be null.
 int localmix_shared_weight(
     SharedWeightProblem* problem, const void* x, const void* weight, const void* bias, void* y, int64_t threads);

@@ -18,9 +18,6 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 NO_MEMORY = "localmix: no memory for the scratch rows of a CPU kernel"
 
-_LARGE = 32 << 20
-"""Bytes; less is kept by the C library, with its pages."""
-
 _INSTRUCTION_SET = "LOCALMIX_INSTRUCTION_SET"
 """Environment variable that names the instruction set to use, to test one that is not the best of the machine."""
 
@@ -85,17 +82,6 @@ def pointer(t: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if t is None else t.data_ptr())
 
 
-def fresh(t: Tensor) -> Tensor:
-    """t, to which nothing was written yet; a large one will lie in large pages, if the system has them.
-
-    The C library takes the memory of each large tensor from the system, and gives it back: its pages come one by one,
-    when they are first written to, which may take longer than to compute what is written.
-    """
-    if t.nbytes >= _LARGE:
-        library().localmix_ask_for_large_pages(pointer(t), t.nbytes)
-    return t
-
-
 def is_forked() -> bool:
     """Whether this process was forked from one that had used kernels: the threads of OpenMP do not survive that."""
     return os.getpid() != _first_process()
@@ -117,8 +103,6 @@ def library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_FILE))
     library.localmix_instruction_set.restype = ctypes.c_char_p
     library.localmix_use_instruction_set.argtypes = [ctypes.c_char_p]
-    library.localmix_ask_for_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.localmix_ask_for_large_pages.restype = None
     library.localmix_local_weight.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]
     library.localmix_projected_local_weight.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_int64]
     library.localmix_projected_local_weight_backward.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.native import local_weight
-from localmix.kernels.native.library import fresh
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -24,7 +23,7 @@ def _forward(
     query: Tensor, key: Tensor, num_groups: int, kernel_size: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """products[b, p, g, k] = sum_{c in g} query[b, p, c] * key[b, p + k, c], groups innermost."""
-    products = fresh(_empty(query, num_groups, kernel_size))
+    products = _empty(query, num_groups, kernel_size)
     if products.numel():
         local_weight.products(query.contiguous(), key.contiguous(), products, kernel_size, dilation)
     return products

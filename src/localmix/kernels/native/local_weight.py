@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.linear import register
-from localmix.kernels.native.library import NO_MEMORY, TYPES, fresh, library, num_threads, pointer
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -39,7 +39,7 @@ def projected_inhomogeneous_convolution(
 def _forward(x: Tensor, weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """y[b, p, c] = sum_k weight[b, p, g(c), k] * x[b, p + k, c]."""
     x, weight = x.contiguous(), _ordered(weight)
-    y = fresh(torch.empty_like(x))
+    y = torch.empty_like(x)
     groups_inside = not weight.is_contiguous()
     _run(_FORWARD, x, weight, y, x, weight.shape[3], kernel_size, dilation, groups_inside=groups_inside)
     return y
@@ -61,8 +61,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of weight; an empty tensor for one that is not needed."""
     gradient, x, weight = gradient.contiguous(), x.contiguous(), _ordered(weight)
-    of_x = fresh(torch.empty_like(x)) if needed[0] else x.new_empty(0)
-    of_weight = fresh(torch.empty_like(weight)) if needed[1] else x.new_empty(0)
+    of_x = torch.empty_like(x) if needed[0] else x.new_empty(0)
+    of_weight = torch.empty_like(weight) if needed[1] else x.new_empty(0)
     sizes, groups_inside = (x, weight.shape[3], kernel_size, dilation), not weight.is_contiguous()
     if needed[0]:
         _run(_BACKWARD_X, gradient, weight, of_x, *sizes, groups_inside=groups_inside)
@@ -100,7 +100,7 @@ def _projected_forward(
     """`_forward` with weights [B, H, W, G * K] = hidden [B, H, W, R] @ projection.T + bias, projection [G * K, R]."""
     x, hidden, projection = x.contiguous(), hidden.contiguous(), projection.contiguous()
     bias = None if bias is None else bias.contiguous()
-    y = fresh(torch.empty_like(x))
+    y = torch.empty_like(x)
     problem = _problem(x, num_groups, kernel_size, dilation, rank=hidden.shape[3])
     pointers = [pointer(t) for t in (x, hidden, projection, bias, y)]
     if library().localmix_projected_local_weight(ctypes.byref(problem), *pointers, num_threads()):
@@ -140,8 +140,6 @@ def _projected_backward(
     tensors = [gradient.contiguous(), x.contiguous(), hidden.contiguous(), projection.contiguous()]
     tensors.append(None if bias is None else bias.contiguous())
     results = _empty_gradients(x, hidden, projection, needed)
-    for t in results:
-        fresh(t)
     problem = _problem(x, num_groups, kernel_size, dilation, rank=hidden.shape[3])
     pointers = [*map(pointer, tensors), *(pointer(t) if n else None for t, n in zip(results, needed, strict=True))]
     gradients = _ProjectedGradients(*pointers)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.gathered_attention import Neighborhoods, Windows, differentiable_gradients
-from localmix.kernels.native.library import NO_MEMORY, TYPES, fresh, library, num_threads, pointer
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import Operator
 
 Pair = tuple[int, int]
@@ -122,7 +122,7 @@ def _dense(t: Tensor) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, seen: Windows | Neighborhoods
 ) -> Tensor:
-    y = fresh(query.new_empty(query.shape))
+    y = query.new_empty(query.shape)
     if y.numel():
         _run((query, key, value), bias, {"output": y}, scale, seen, is_backward=False)
     return y
@@ -139,7 +139,7 @@ def _gradients(
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of query, key, value and bias; an empty tensor for one that is not needed."""
-    results = [fresh(t) for t in _empty_gradients(query, key, value, bias, needed)]
+    results = _empty_gradients(query, key, value, bias, needed)
     sums = None if bias is None or not needed[3] else torch.zeros(bias.shape)
     if query.numel():
         names = ("of_query", "of_key", "of_value")

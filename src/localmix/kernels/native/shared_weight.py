@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.linear import register, register_fake
-from localmix.kernels.native.library import NO_MEMORY, TYPES, fresh, library, num_threads, pointer
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -41,7 +41,7 @@ def _problem(x: Tensor, weight: Tensor, dilation: Sequence[int], *, adjoint: boo
 
 def _mix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], *, adjoint: bool = False) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
-    y = fresh(torch.empty_like(x))
+    y = torch.empty_like(x)
     if y.numel():
         problem = _problem(x, weight, dilation, adjoint=adjoint)
         tensors = map(pointer, (x, weight, bias, y))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from localmix.kernels.linear import register, register_fake
-from localmix.kernels.native.library import NO_MEMORY, TYPES, fresh, library, num_threads, pointer
+from localmix.kernels.native.library import NO_MEMORY, TYPES, library, num_threads, pointer
 from localmix.registration import operator
 
 Pair = tuple[int, int]
@@ -67,7 +67,7 @@ def _forward(
 ) -> Tensor:
     """y[b, i, g, d] = bias[g, i] + sum_j weight[g, i, j] * x[b, j, g, d], i and j slots of a window."""
     x = x.contiguous()
-    y = fresh(torch.empty_like(x))
+    y = torch.empty_like(x)
     if y.numel():
         _run(x, weight, bias, window_size, shift, y=y)
     return y
@@ -84,7 +84,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; an empty tensor for one that is not needed."""
     gradient, x = gradient.contiguous(), x.contiguous()
-    of_x = fresh(torch.empty_like(x)) if needed[0] else None
+    of_x = torch.empty_like(x) if needed[0] else None
     of_weight = torch.zeros(weight.shape) if needed[1] else None
     of_bias = torch.zeros(weight.shape[:2]) if needed[2] else None
     if x.numel():

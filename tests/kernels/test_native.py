@@ -106,6 +106,22 @@ def windows_together():
         yield "local_mlp", tensors, {"window_size": window, "shift": shift}, torch.randn_like(x)
 
 
+def cut_windows():
+    """Problems whose border cuts windows: rows wider than a vector, rows that a block of 64 queries ends in, and maps
+    that are smaller than a window."""
+    sizes = [
+        ((5, 43), (3, 20), (1, 7)),
+        ((9, 70), (2, 33), (1, 12)),
+        ((17, 15), (12, 10), (5, 3)),
+        ((20, 6), (33, 2), (16, 1)),
+        ((10, 10), (3, 17), (1, 9)),
+    ]
+    for size, window, shift in sizes:
+        tensors = {name: torch.randn(1, *size, 2, 5) for name in ("query", "key", "value")}
+        tensors["bias"] = torch.randn(2, *[window[0] * window[1]] * 2)
+        yield "window_attention", tensors, {"window_size": window, "shift": shift}, torch.randn(1, *size, 2, 5)
+
+
 def check_in_every_dtype(operator, tensors, options, gradient):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {name: t.to(dtype) for name, t in tensors.items()}
@@ -285,8 +301,8 @@ def test_threads_that_pack_the_projection_themselves(groups, dtype, num_threads)
     assert all(torch.equal(results[0], y) for y in results)
 
 
-@pytest.mark.parametrize("problems", [few_groups, odd_maps])
-def test_few_groups_and_odd_maps(problems, num_threads):
+@pytest.mark.parametrize("problems", [few_groups, odd_maps, cut_windows])
+def test_few_groups_odd_maps_and_cut_windows(problems, num_threads):
     num_threads(2)
     for case in problems():
         check_in_every_dtype(*case)
@@ -389,12 +405,12 @@ torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
 from test_native import (
     OPERATORS, check_in_every_dtype, check_roundings,
-    few_groups, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
+    cut_windows, few_groups, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
 )
 from localmix.kernels import native
 for operator in OPERATORS:
     check_in_every_dtype(operator, *problem(operator))
-for case in (*whole_vectors(), *odd_maps(), *few_groups(), *neighborhoods(), *windows_together()):
+for case in (*whole_vectors(), *odd_maps(), *few_groups(), *neighborhoods(), *windows_together(), *cut_windows()):
     check_in_every_dtype(*case)
 for dtype in (torch.bfloat16, torch.float16):
     check_roundings(dtype)

@@ -379,6 +379,10 @@ def kill_the_worker():
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+# PyTorch's handler raises wherever Python is, which may be what hypothesis does at each garbage collection
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function gc_cumulative_time:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("when", ["a step", "a checkpoint"])
 def test_a_worker_that_is_killed_ends_the_run_which_goes_on(
     fit, few_images, tmp_path, in_front_of, monkeypatch, capsys, when

@@ -14,7 +14,8 @@ help: ## List the targets
 
 setup: $(READY) ## Build .venv; PYTHON=python3.12 chooses the interpreter
 
-$(READY): tools/setup.sh pyproject.toml requirements/uv.txt requirements/test.txt
+# Kernels that were compiled from older sources are not used, so they are compiled again.
+$(READY): tools/setup.sh pyproject.toml setup.py requirements/uv.txt requirements/test.txt $(wildcard src/localmix/kernels/csrc/*)
 	tools/setup.sh "$(PYTHON)" .venv
 	touch $@
 

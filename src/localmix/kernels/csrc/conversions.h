@@ -139,6 +139,8 @@ inline void store(Float16* p, Vector v) {
 #endif
 
 // Four numbers, and back.
+inline Four load_four(const float* p) { return *reinterpret_cast<const Four*>(p); }
+inline void store_four(float* p, Four v) { *reinterpret_cast<Four*>(p) = v; }
 template <typename T>
 inline Four load_four(const T* p) {
   const FourHalves* halves = reinterpret_cast<const FourHalves*>(p);  // GCC's auto would forget that they lie anywhere
@@ -161,14 +163,10 @@ inline void for_rest(int64_t begin, int64_t end, F f) {
 // Calls change(numbers), of Vector, Four or float, on numbers in order.
 template <typename T, typename F>
 inline void to_floats(const T* source, int64_t count, float* target, F change) {
-  if constexpr (std::is_same_v<T, float>) {
-    for (int64_t i = 0; i < count; ++i) target[i] = change(source[i]);
-  } else {
-    const int64_t vectors = count - count % kLanes, fours = count - count % 4;
-    for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
-    for (int64_t i = vectors; i < fours; i += 4) *reinterpret_cast<Four*>(target + i) = change(load_four(source + i));
-    for_rest(fours, count, [&](int64_t i) { target[i] = change(to_float(source[i])); });
-  }
+  const int64_t vectors = count - count % kLanes, fours = count - count % 4;
+  for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
+  for (int64_t i = vectors; i < fours; i += 4) store_four(target + i, change(load_four(source + i)));
+  for_rest(fours, count, [&](int64_t i) { target[i] = change(to_float(source[i])); });
 }
 
 template <typename T>
@@ -179,15 +177,10 @@ inline void to_floats(const T* source, int64_t count, float* target) {
 // And back.
 template <typename T, typename F>
 inline void from_floats(const float* source, int64_t count, T* target, F change) {
-  if constexpr (std::is_same_v<T, float>) {
-    for (int64_t i = 0; i < count; ++i) target[i] = change(source[i]);
-  } else {
-    const int64_t vectors = count - count % kLanes, fours = count - count % 4;
-    for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
-    for (int64_t i = vectors; i < fours; i += 4)
-      store_four(target + i, change(*reinterpret_cast<const Four*>(source + i)));
-    for_rest(fours, count, [&](int64_t i) { target[i] = from_float<T>(change(source[i])); });
-  }
+  const int64_t vectors = count - count % kLanes, fours = count - count % 4;
+  for (int64_t i = 0; i < vectors; i += kLanes) store(target + i, change(load(source + i)));
+  for (int64_t i = vectors; i < fours; i += 4) store_four(target + i, change(load_four(source + i)));
+  for_rest(fours, count, [&](int64_t i) { target[i] = from_float<T>(change(source[i])); });
 }
 
 template <typename T>

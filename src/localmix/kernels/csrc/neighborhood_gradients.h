@@ -154,6 +154,10 @@ class Gradients {
         of_keys_.clear(loaded);
         of_values_.clear(loaded);
       }
+      for (int i = 0; i < lines.rows; ++i) {
+        touch_row<T>(p_, p_.query, b, lines.row[i].position, head);
+        touch_row<T>(p_, p_.gradient, b, lines.row[i].position, head);
+      }
       for (const Block& block : blocks_) run_block(b, head, lines, block, low, high, bias, of_bias);
       step += count;
     }

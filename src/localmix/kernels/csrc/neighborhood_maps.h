@@ -170,6 +170,7 @@ class Rows {
   template <typename T>
   void read_row(const PairwiseMap& map, int64_t b, int64_t row, int64_t head, int64_t step) {
     float* out = rows_of_.data() + step % rows_ * p_.dim * stride_;
+    touch_row<T>(p_, map, b, row, head);
     for (const Block& block : blocks_) {
       read_positions<T>(p_, map, block, b, row, head, 1.0f, positions_.data());
       transpose(positions_.data(), whole_vectors(p_.dim), block.queries, p_.dim, out + block.column, stride_);

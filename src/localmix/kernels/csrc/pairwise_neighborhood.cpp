@@ -46,6 +46,7 @@ void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, 
         keys.read_row<T>(p.key, b, position, h, loaded);
         values.read_row<T>(p.value, b, position, h, loaded);
       }
+      for (int i = 0; i < lines.rows; ++i) touch_row<T>(p, p.query, b, lines.row[i].position, h);
       for (const Block& block : blocks) {
         queries.read_block<T>(p.query, lines, block, b, h, float(p.scale));
         weights.dot(p, lines, block, queries, keys);

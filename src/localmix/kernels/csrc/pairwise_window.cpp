@@ -3,11 +3,12 @@
 //   weight[i, j] = softmax over j of (scale * query[i] . key[j] + bias[i, j])
 //   y[i] = sum over j of weight[i, j] * value[j]
 //
-// A window and head at a time, all of it in the cache, of large windows some queries at a time. Scores lie with the
-// queries side by side, [key][query], so that their maximum and their sum are those of whole vectors, and slots that
-// only fill up a vector disturb no others. A cut window holds fewer positions. The backward pass makes the weights
-// again. Maps are read as words (words.h); where these are pairs of numbers, weights and the gradients of scores are
-// rounded to pairs before they are multiplied by others.
+// A window and head at a time, all of it in the cache, of large windows some queries at a time. Some heads are read and
+// written together, in the order in which they lie: a processor sees ahead what comes next to each other, and waits for
+// every line of what does not. Scores lie with the queries side by side, [key][query], so that their maximum and their
+// sum are those of whole vectors, and slots that only fill up a vector disturb no others. A cut window holds fewer
+// positions. The backward pass makes the weights again. Maps are read as words (words.h); where these are pairs of
+// numbers, weights and the gradients of scores are rounded to pairs before they are multiplied by others.
 //
 // This file is compiled once per instruction set (LOCALMIX_ISA); dispatch.cpp chooses among them when it is loaded.
 
@@ -18,6 +19,7 @@
 #include "words.h"
 
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -59,11 +61,33 @@ void unpack(const PairwiseProblem* p, const float* sums, int64_t begin, int64_t 
 // Queries of a window that are taken at a time: all of them unless the window is large.
 constexpr int64_t kQueries = 64;
 
-// A head of a window: its positions in words of W, and the scores of some of its queries as floats.
+// Heads that are read together, of some units and as many each time. Their maps should stay in the second-level cache,
+// but to be read in long pieces is worth more.
+inline int64_t heads_together(const PairwiseProblem& p, int64_t units, int64_t floats_of_head) {
+  constexpr int64_t floats = 192 << 10;
+  const int64_t heads = std::min(p.heads, units), fitting = std::max<int64_t>(floats / floats_of_head, 1);
+  return divide_up(heads, divide_up(heads, fitting));
+}
+
+// Calls f(window, first head, beyond the last) for units [begin, end), which are as `for_heads` says, for at most `most`
+// heads of a window at a time.
+template <typename F>
+void for_windows(const PairwiseProblem& p, int64_t begin, int64_t end, int64_t most, F f) {
+  const Parts parts{p.heads, p.parts};
+  while (begin < end) {
+    const int64_t part = parts.part_of(begin / p.places), low = parts.first(part), heads = parts.first(part + 1) - low;
+    const int64_t unit = begin - low * p.places, head = unit % heads;
+    const int64_t count = std::min({end - begin, heads - head, most});
+    f(Window(p, unit / heads), low + head, low + head + count);
+    begin += count;
+  }
+}
+
+// Some heads of a window: their positions in words of W, and the scores of some queries of one head as floats.
 template <typename W>
-class Head {
+class Heads {
  public:
-  explicit Head(const PairwiseProblem& p, bool backward)
+  Heads(const PairwiseProblem& p, bool backward, int64_t units)
       : p_(p),
         n_(std::min(p.size_height, p.height) * std::min(p.size_width, p.width)),
         width_(std::min(whole_vectors(n_), kQueries)),
@@ -71,10 +95,14 @@ class Head {
         slots_(whole_vectors(slots_of(p))),
         dim_(whole_vectors(p.dim)),
         words_(dim_ / kPerWord<W>),
-        query(n_ * words_, 0.0f),
-        key(n_ * words_, 0.0f),
-        value(n_ * words_, 0.0f),
-        result(n_ * dim_, 0.0f),
+        most(heads_together(p, units, n_ * dim_ * (backward ? 7 : 4))),
+        query(most * n_ * words_),
+        key(most * n_ * words_),
+        value(most * n_ * words_),
+        gradient(backward ? most * n_ * words_ : 0),
+        result(most * n_ * dim_),
+        of_key(backward ? most * n_ * dim_ : 0),
+        of_value(backward ? most * n_ * dim_ : 0),
         weight(n_ * width_, 0.0f),
         inverse(width_, 0.0f),
         transposed_(words_of<W>(p.dim) * width_, 0.0f),
@@ -83,40 +111,45 @@ class Head {
       stacked_.resize(words_of<W>(n_) * dim_);
       matrix_.resize(words_of<W>(n_) * width_);
     }
-    if (!backward) return;
-    gradient.resize(n_ * words_, 0.0f);
-    for (auto* map : {&of_key, &of_value}) map->resize(n_ * dim_, 0.0f);
-    of_score.resize(n_ * width_ + kLanes, 0.0f);
+    if (backward) of_score.resize(n_ * width_ + kLanes, 0.0f);
+    // what fills up a word or a vector
+    if (dim_ != p.dim)
+      for (auto* map : {&query, &key, &value, &gradient}) std::fill(map->begin(), map->end(), 0.0f);
   }
 
-  // A map as lines of words, one for each position; a word that is not full is filled by zero.
-  template <typename T>
-  void read_map(const Window& w, const PairwiseMap& map, int64_t head, Floats& lines) {
-    float* line = lines.data();
-    for (int64_t r = 0; r < w.rows; ++r)
-      for (int64_t c = 0; c < w.columns; ++c, line += words_) {
-        const T* source = at<T>(map, w.b, w.top + r, w.left + c, head);
-        if constexpr (kPerWord<W> == 1) {
-          to_floats(source, p_.dim, line);
-        } else {
-          std::memcpy(line, source, p_.dim * sizeof(T));
+  // Some maps as lines of words, one for each head and position; a word that is not full is filled by zero. What several
+  // maps have of a position may lie side by side, too.
+  template <typename T, std::size_t N>
+  void read(const Window& w, int64_t first, int64_t last, const std::pair<const PairwiseMap*, UnsetFloats*> (&maps)[N]) {
+    w.for_positions([&](int64_t i, int64_t r, int64_t c) {
+      for (const auto& [map, lines] : maps) {
+        const T* source = at<T>(*map, w.b, w.top + r, w.left + c, first);
+        float* line = lines->data() + i * words_;
+        for (int64_t h = first; h < last; ++h, source += map->strides[3], line += n_ * words_) {
+          if constexpr (kPerWord<W> == 1) {
+            to_floats(source, p_.dim, line);
+          } else {
+            std::memcpy(line, source, p_.dim * sizeof(T));
+          }
         }
       }
+    });
+    heads_ = last - first;
   }
 
-  template <typename T>
-  void read_window(const Window& w, int64_t head) {
-    read_map<T>(w, p_.query, head, query);
-    read_map<T>(w, p_.key, head, key);
-    read_map<T>(w, p_.value, head, value);
-  }
+  // Lines of a head that was read, `h` counted from the first one.
+  const float* of_head(const UnsetFloats& lines, int64_t h) const { return &lines[h * n_ * words_]; }
 
   template <typename T>
-  void write_map(const Window& w, const Floats& source, int64_t head, float factor, void* map) {
+  void write_map(const Window& w, const UnsetFloats& source, int64_t first, float factor, void* map) {
     const float* in = source.data();
-    for (int64_t r = 0; r < w.rows; ++r)
-      for (int64_t c = 0; c < w.columns; ++c, in += dim_)
-        write(in, p_.dim, factor, at<T>(p_, map, w.b, w.top + r, w.left + c, head));
+    // without numbers that fill up vectors, those of all heads lie side by side
+    const int64_t together = dim_ == p_.dim ? heads_ : 1;
+    w.for_positions([&](int64_t, int64_t r, int64_t c) {
+      T* out = at<T>(p_, map, w.b, w.top + r, w.left + c, first);
+      for (int64_t h = 0; h < heads_; h += together, in += together * dim_)
+        write(in, together * p_.dim, factor, out + h * p_.dim);
+    });
   }
 
   // The bias of the slots that hold a position, [key][query]; its lines are `bias_line` long.
@@ -157,15 +190,14 @@ class Head {
   }
 
   // out [key][query] = keys[key] . queries[first + query]
-  void dot(const Window& w, const Floats& keys, const Floats& queries, int64_t first,
-           int64_t count, Floats& out) {
+  void dot(const Window& w, const float* keys, const float* queries, int64_t first, int64_t count, Floats& out) {
     const int64_t used = whole_vectors(count);
     // slots that fill up a vector hold no number left from another window
     if (count != count_) std::fill(transposed_.begin(), transposed_.end(), 0.0f);
     count_ = count;
     const int64_t depth = words_of<W>(p_.dim);
-    transpose(&queries[first * words_], words_, count, depth, transposed_.data(), width_);
-    const Factor rows{keys.data(), words_, 1};
+    transpose(queries + first * words_, words_, count, depth, transposed_.data(), width_);
+    const Factor rows{keys, words_, 1};
     product<W>(rows, w.positions, depth, transposed_.data(), width_, used, out.data(), width_);
   }
 
@@ -209,8 +241,8 @@ class Head {
     }
   }
 
-  // result [first + query] = sum over the keys of matrix[key, query] lines[key]
-  void mix_keys(const Window& w, const Floats& matrix, const Floats& lines, int64_t first, int64_t count) {
+  // result [first + query] of head `h` = sum over the keys of matrix[key, query] lines[key]
+  void mix_keys(const Window& w, const Floats& matrix, const float* lines, int64_t first, int64_t count, int64_t h) {
     const float* words = matrix.data();
     if constexpr (kPerWord<W> == 2) {
       for (int64_t j = 0; j < w.positions; j += 2) {
@@ -221,12 +253,13 @@ class Head {
       words = matrix_.data();
     }
     product<W>(Factor{words, 1, width_}, count, words_of<W>(w.positions), stacked(lines, 0, w.positions), dim_, dim_,
-               &result[first * dim_], dim_);
+               of_position(result, first, h), heads_ * dim_);
   }
 
-  // out [key] = sum over the queries of matrix[key, query] lines[first + query], added to that of earlier queries
-  void mix_queries(const Window& w, const Floats& matrix, const Floats& lines, int64_t first, int64_t count,
-                   Floats& out) {
+  // out [key] of head `h` = sum over the queries of matrix[key, query] lines[first + query], added to that of earlier
+  // queries
+  void mix_queries(const Window& w, const Floats& matrix, const float* lines, int64_t first, int64_t count, int64_t h,
+                   UnsetFloats& out) {
     const float* words = matrix.data();
     const int64_t stride = width_ / kPerWord<W>;
     if constexpr (kPerWord<W> == 2) {
@@ -239,13 +272,15 @@ class Head {
       words = matrix_.data();
     }
     product<W>(Factor{words, stride, 1}, w.positions, words_of<W>(count), stacked(lines, first, count), dim_, dim_,
-               out.data(), dim_, first > 0);
+               of_position(out, 0, h), heads_ * dim_, first > 0);
   }
 
-  // result [query] *= inverse
-  void divide(int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < dim_; ++d) result[(first + i) * dim_ + d] *= inverse[i];
+  // result [query] of head `h` *= inverse
+  void divide(int64_t first, int64_t count, int64_t h) {
+    for (int64_t i = 0; i < count; ++i) {
+      float* line = of_position(result, first + i, h);
+      for (int64_t d = 0; d < dim_; d += kLanes) store(line + d, load(line + d) * inverse[i]);
+    }
   }
 
   // Adds of_score to the sums of a head, [key slot][query slots].
@@ -272,9 +307,14 @@ class Head {
       store(line + i, load(line + i) + first_of(load(numbers + i), count - i));
   }
 
+  // The line of a position and head of a result.
+  float* of_position(UnsetFloats& lines, int64_t position, int64_t h) const {
+    return &lines[(position * heads_ + h) * dim_];
+  }
+
   // Some lines in words of positions.
-  const float* stacked(const Floats& lines, int64_t first, int64_t count) {
-    const float* line = &lines[first * words_];
+  const float* stacked(const float* lines, int64_t first, int64_t count) {
+    const float* line = lines + first * words_;
     if constexpr (kPerWord<W> == 1) {
       return line;
     } else {
@@ -287,12 +327,14 @@ class Head {
   // most positions of a window; whole vectors of queries at a time, of positions, of slots and of channels; their words
   int64_t n_, width_, line_, slots_, dim_, words_;
   int64_t count_ = 0;  // queries that are transposed
+  int64_t heads_ = 0;  // that were read
 
  public:
-  Floats query, key, value, gradient;  // lines of words, [position][dim]
-  Floats result, of_key, of_value;     // [position][dim]
-  Floats weight, of_score;             // [key][query]
-  Floats inverse;                      // [query]
+  const int64_t most;                       // heads that are read together
+  UnsetFloats query, key, value, gradient;  // lines of words, [head][position][dim]
+  UnsetFloats result, of_key, of_value;     // [position][head][dim]
+  Floats weight, of_score;                  // [key][query]
+  Floats inverse;                           // [query]
 
  private:
   Floats transposed_, bias_, stacked_, matrix_;
@@ -300,48 +342,50 @@ class Head {
 
 template <typename T>
 void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
-  Head<Factored<T>> head(p, false);
+  Heads<Factored<T>> heads(p, false, end - begin);
   const int64_t of_head = packed_size(&p) / p.heads;
-  for_heads(p, begin, end, [&](int64_t h, int64_t first_window, int64_t last_window) {
-    for (int64_t window = first_window; window < last_window; ++window) {
-      const Window w(p, window);
-      head.template read_window<T>(w, h);
-      const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
-      head.for_queries(w, [&](int64_t first, int64_t count) {
-        head.dot(w, head.key, head.query, first, count, head.weight);
-        head.soften(w, count, added ? added + first : nullptr);
-        head.mix_keys(w, head.weight, head.value, first, count);
-        head.divide(first, count);
+  for_windows(p, begin, end, heads.most, [&](const Window& w, int64_t head, int64_t last_head) {
+    heads.template read<T>(w, head, last_head, {{&p.query, &heads.query}, {&p.key, &heads.key}, {&p.value, &heads.value}});
+    for (int64_t h = 0; h < last_head - head; ++h) {
+      const float *query = heads.of_head(heads.query, h), *key = heads.of_head(heads.key, h);
+      const float* value = heads.of_head(heads.value, h);
+      const float* added = heads.bias_of(w, bias->packed ? bias->packed + (head + h) * of_head : nullptr);
+      heads.for_queries(w, [&](int64_t first, int64_t count) {
+        heads.dot(w, key, query, first, count, heads.weight);
+        heads.soften(w, count, added ? added + first : nullptr);
+        heads.mix_keys(w, heads.weight, value, first, count, h);
+        heads.divide(first, count, h);
       });
-      head.template write_map<T>(w, head.result, h, 1.0f, p.output);
     }
+    heads.template write_map<T>(w, heads.result, head, 1.0f, p.output);
   });
 }
 
 template <typename T>
 void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, int64_t end) {
-  Head<Factored<T>> head(p, true);
+  Heads<Factored<T>> heads(p, true, end - begin);
   const int64_t of_head = packed_size(&p) / p.heads;
-  for_heads(p, begin, end, [&](int64_t h, int64_t first_window, int64_t last_window) {
-    for (int64_t window = first_window; window < last_window; ++window) {
-      const Window w(p, window);
-      head.template read_window<T>(w, h);
-      head.template read_map<T>(w, p.gradient, h, head.gradient);
-      const float* added = head.bias_of(w, bias->packed ? bias->packed + h * of_head : nullptr);
-      head.for_queries(w, [&](int64_t first, int64_t count) {
-        head.dot(w, head.key, head.query, first, count, head.weight);
-        head.soften(w, count, added ? added + first : nullptr);
-        head.dot(w, head.value, head.gradient, first, count, head.of_score);
-        head.harden(w, count);
-        if (bias->sums) head.add_to(w, first, count, bias->sums + h * of_head);
-        if (p.of_value) head.mix_queries(w, head.weight, head.gradient, first, count, head.of_value);
-        if (p.of_key) head.mix_queries(w, head.of_score, head.query, first, count, head.of_key);
-        if (p.of_query) head.mix_keys(w, head.of_score, head.key, first, count);
+  for_windows(p, begin, end, heads.most, [&](const Window& w, int64_t head, int64_t last_head) {
+    heads.template read<T>(w, head, last_head, {{&p.query, &heads.query}, {&p.key, &heads.key}, {&p.value, &heads.value},
+                                                {&p.gradient, &heads.gradient}});
+    for (int64_t h = 0; h < last_head - head; ++h) {
+      const float *query = heads.of_head(heads.query, h), *key = heads.of_head(heads.key, h);
+      const float *value = heads.of_head(heads.value, h), *gradient = heads.of_head(heads.gradient, h);
+      const float* added = heads.bias_of(w, bias->packed ? bias->packed + (head + h) * of_head : nullptr);
+      heads.for_queries(w, [&](int64_t first, int64_t count) {
+        heads.dot(w, key, query, first, count, heads.weight);
+        heads.soften(w, count, added ? added + first : nullptr);
+        heads.dot(w, value, gradient, first, count, heads.of_score);
+        heads.harden(w, count);
+        if (bias->sums) heads.add_to(w, first, count, bias->sums + (head + h) * of_head);
+        if (p.of_value) heads.mix_queries(w, heads.weight, gradient, first, count, h, heads.of_value);
+        if (p.of_key) heads.mix_queries(w, heads.of_score, query, first, count, h, heads.of_key);
+        if (p.of_query) heads.mix_keys(w, heads.of_score, key, first, count, h);
       });
-      if (p.of_value) head.template write_map<T>(w, head.of_value, h, 1.0f, p.of_value);
-      if (p.of_key) head.template write_map<T>(w, head.of_key, h, float(p.scale), p.of_key);
-      if (p.of_query) head.template write_map<T>(w, head.result, h, float(p.scale), p.of_query);
     }
+    if (p.of_value) heads.template write_map<T>(w, heads.of_value, head, 1.0f, p.of_value);
+    if (p.of_key) heads.template write_map<T>(w, heads.of_key, head, float(p.scale), p.of_key);
+    if (p.of_query) heads.template write_map<T>(w, heads.result, head, float(p.scale), p.of_query);
   });
 }
 

@@ -50,19 +50,28 @@ inline void for_vectors(int64_t n, F f) {
   for (; j < n; j += kLanes) f(std::integral_constant<int, 1>(), j);
 }
 
-// Calls f(rows, vectors, first row, first number of a row) for the blocks of c, as constants.
+// Calls f(rows, vectors, first row, first number of a row) for the blocks of c, as constants. Without AVX-512 they are up to
+// four vectors wide: with few registers that costs the fewest loads, and no vector is left over whose sums would wait.
 template <typename F>
 inline void for_products(int64_t m, int64_t n, F f) {
-  for_vectors(n, [&](auto vectors, int64_t first) {
+  auto columns = [&](auto vectors, int64_t first) {
     int64_t i = 0;
     auto blocks = [&](auto size) {
       for (; i + size <= m; i += size) f(size, vectors, i, first);
     };
-    blocks(std::integral_constant<int, kRows>());
-    blocks(std::integral_constant<int, 4>());
+    blocks(std::integral_constant<int, kLanes == 16 ? kRows : 2 * kRows / vectors>());
+    if constexpr (vectors < 3) blocks(std::integral_constant<int, 4>());
     blocks(std::integral_constant<int, 2>());
     blocks(std::integral_constant<int, 1>());
-  });
+  };
+  if constexpr (kLanes == 16) return for_vectors(n, columns);
+  for (int64_t j = 0, rest = n / kLanes, some; rest > 0; j += some * kLanes, rest -= some) {
+    some = rest == 5 || rest == 6 ? 3 : std::min<int64_t>(rest, 4);
+    if (some == 1) columns(std::integral_constant<int, 1>(), j);
+    if (some == 2) columns(std::integral_constant<int, 2>(), j);
+    if (some == 3) columns(std::integral_constant<int, 3>(), j);
+    if (some == 4) columns(std::integral_constant<int, 4>(), j);
+  }
 }
 
 // The same, but the last blocks go back over rows that were done rather than take few rows, whose sums wait for one

@@ -29,7 +29,7 @@ def environment(device: str) -> dict[str, Any]:
         },
         "hardware": {
             "platform": platform.platform(),
-            "cpu": cpu_name(),
+            "cpu": _cpu(),
             "cpu_cores": cpu_cores(),
             "threads": torch.get_num_threads(),
             "device": device,
@@ -67,6 +67,12 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _cpu() -> str:
+    """Name of the processor, and the vectors that PyTorch uses on it: generations of a processor may share a name."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu_name()} with {vectors}" if vectors.startswith("AVX") else cpu_name()
 
 
 def cpu_name() -> str:

@@ -34,6 +34,12 @@ INSTRUCTION_SETS = {
 }
 # A set that contains AVX-512 and has what products of bfloat16 gain from; not every compiler knows it.
 AVX512_BF16 = (64, [*AVX512, "-mavx512bf16"])
+if os.environ.get("LOCALMIX_EMULATE_AVX512"):
+    # slowly, of AVX2, to test them where nothing else is (tools/check_avx512.sh)
+    emulated = [*INSTRUCTION_SETS["avx2"][1], "-Wno-psabi"]
+    INSTRUCTION_SETS["avx512"] = (64, emulated)
+    AVX512_BF16 = (64, [*emulated, "-include", "tools/emulated_avx512.h"])
+    FLAGS.append("-DLOCALMIX_EMULATED")
 IN_PAIRS = ("projected_weight.cpp", "projected_gradient.cpp", "pairwise_window.cpp", "window_weight.cpp")
 
 

@@ -71,10 +71,16 @@ bool has_f16c() {
 #endif
 
 #ifdef LOCALMIX_X86
+#ifdef LOCALMIX_EMULATED
+bool has_avx512() { return true; }
+[[maybe_unused]] bool has_avx512_bf16() { return true; }
+#else
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+[[maybe_unused]] bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 #endif
 
 // The sets that this processor has, the best one first.
@@ -86,7 +92,7 @@ struct Choice {
 const Choice choices[] = {
 #ifdef LOCALMIX_X86
 #ifdef LOCALMIX_AVX512_BF16
-    {LOCALMIX_SET(avx512_bf16, avx512, 16), [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {LOCALMIX_SET(avx512_bf16, avx512, 16), has_avx512_bf16},
 #endif
     {LOCALMIX_SET(avx512, avx512, 16), has_avx512},
     {LOCALMIX_SET(avx2, avx2, 8),

@@ -18,7 +18,7 @@ from localmix import kernels
 
 pytestmark = [
     pytest.mark.skipif(bool(kernels.triton.MISSING), reason=str(kernels.triton.MISSING)),
-    pytest.mark.timeout(900),  # all kernels are compiled before the first test
+    pytest.mark.timeout(1800),  # all kernels are compiled before the first test
 ]
 
 # the least that one block has, of all GPUs since 2020

@@ -4,6 +4,7 @@
 out=${1:?folder for a copy of the package}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
+out=$(cd "$out" && pwd) # the tests also import the package from other folders
 cp -r src/localmix "$out"
 rm -f "$out"/localmix/kernels/_native*
 LOCALMIX_EMULATE_AVX512=1 "$python" setup.py -q build_ext --build-lib "$out" --build-temp "$out/objects"

@@ -122,6 +122,14 @@ def cut_windows():
         yield "window_attention", tensors, {"window_size": window, "shift": shift}, torch.randn(1, *size, 2, 5)
 
 
+def many_heads():
+    """Windows whose heads are read in several parts, whole ones and cut ones."""
+    for size, shift in (((16, 16), 0), ((20, 18), (5, 3))):
+        tensors = {name: torch.randn(1, *size, 8, 32) for name in ("query", "key", "value")}
+        tensors["bias"] = torch.randn(8, 256, 256)
+        yield "window_attention", tensors, {"window_size": 16, "shift": shift}, torch.randn(1, *size, 8, 32)
+
+
 def check_in_every_dtype(operator, tensors, options, gradient):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {name: t.to(dtype) for name, t in tensors.items()}
@@ -301,8 +309,8 @@ def test_threads_that_pack_the_projection_themselves(groups, dtype, num_threads)
     assert all(torch.equal(results[0], y) for y in results)
 
 
-@pytest.mark.parametrize("problems", [few_groups, odd_maps, cut_windows])
-def test_few_groups_odd_maps_and_cut_windows(problems, num_threads):
+@pytest.mark.parametrize("problems", [few_groups, odd_maps, cut_windows, many_heads])
+def test_few_groups_odd_maps_cut_windows_and_many_heads(problems, num_threads):
     num_threads(2)
     for case in problems():
         check_in_every_dtype(*case)
@@ -405,13 +413,16 @@ torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
 from test_native import (
     OPERATORS, check_in_every_dtype, check_roundings,
-    cut_windows, few_groups, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
+    cut_windows, few_groups, many_heads, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
 )
 from localmix.kernels import native
 for operator in OPERATORS:
     check_in_every_dtype(operator, *problem(operator))
-for case in (*whole_vectors(), *odd_maps(), *few_groups(), *neighborhoods(), *windows_together(), *cut_windows()):
-    check_in_every_dtype(*case)
+for cases in (
+    whole_vectors, odd_maps, few_groups, neighborhoods, windows_together, cut_windows, many_heads,
+):
+    for case in cases():
+        check_in_every_dtype(*case)
 for dtype in (torch.bfloat16, torch.float16):
     check_roundings(dtype)
 print(json.dumps(native.description()))

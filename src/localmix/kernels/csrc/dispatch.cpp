@@ -243,8 +243,8 @@ int localmix_pairwise_weight(
   const int64_t heads = problem->heads, units = heads * problem->places, size = set.size(problem);
   threads = std::max<int64_t>(std::min(threads, units), 1);
   // a line shares most of its keys with the next one, a window none
-  problem->together = is_neighborhood ? problem->height : 1;
-  problem->parts = std::min(heads, divide_up(threads * problem->together, problem->places));
+  const int64_t together = is_neighborhood ? problem->height : 1;
+  problem->parts = std::min(heads, divide_up(threads * together, problem->places));
   Scratch packed;
   if (problem->bias) {
     packed = unset_scratch(size + kMostLanes);  // a vector is read whole of which the last biases are the first numbers

@@ -60,9 +60,8 @@ struct PairwiseProblem {
   const float* bias;  // windows [heads, N, N], by distance [heads, 2 h - 1, 2 w - 1]
   void *output, *of_query, *of_key, *of_value;
   float* of_bias;
-  // set by the dispatch: how many places a head goes through one after the other, and the parts of the heads, of which
-  // threads take one after the other
-  int64_t together, parts;
+  // set by the dispatch: parts of the heads, of which threads take one after the other
+  int64_t parts;
 };
 
 // Weights from each slot of a window to each slot, alike in all windows. Maps lie as [B, H, W, G, D], weight as

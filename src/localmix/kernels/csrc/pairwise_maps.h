@@ -13,20 +13,6 @@
 
 namespace {
 
-// Calls f(head, first place, last place) for units [begin, end): a part of the heads after the other, and of each some
-// places by all of its heads before the next places.
-template <typename F>
-inline void for_heads(const PairwiseProblem& p, int64_t begin, int64_t end, F f) {
-  const Parts parts{p.heads, p.parts};
-  while (begin < end) {
-    const int64_t part = parts.part_of(begin / p.places), low = parts.first(part), heads = parts.first(part + 1) - low;
-    const int64_t unit = begin - low * p.places, run = unit / p.together, from = unit % p.together;
-    const int64_t first = run / heads * p.together + from, count = std::min(end - begin, p.together - from);
-    f(low + run % heads, first, first + count);
-    begin += count;
-  }
-}
-
 template <typename T>
 inline const T* at(const PairwiseMap& map, int64_t b, int64_t row, int64_t column, int64_t head) {
   const int64_t* s = map.strides;

@@ -12,18 +12,19 @@
 
 namespace {
 
-// Calls f(head, image, first line, last line) for the lines of one residue of an image among units [begin, end).
+// Calls f(head, image, first line, last line) for the lines of one residue of an image among units [begin, end): a part of
+// the heads after the other, and of each the lines of an image by all of its heads before the next image.
 template <typename F>
 void for_residues(const PairwiseProblem& p, const Axis& rows, int64_t begin, int64_t end, F f) {
-  for_heads(p, begin, end, [&](int64_t h, int64_t place, int64_t last_place) {
-    while (place < last_place) {
-      const int64_t b = place / p.height, line = place % p.height;
-      const Axis::Step step = rows[line];
-      const int64_t last = std::min(step.begin + step.length, line + last_place - place);
-      f(h, b, line, last);
-      place += last - line;
-    }
-  });
+  const Parts parts{p.heads, p.parts};
+  while (begin < end) {
+    const int64_t part = parts.part_of(begin / p.places), low = parts.first(part), heads = parts.first(part + 1) - low;
+    const int64_t unit = begin - low * p.places, run = unit / p.height, line = unit % p.height;
+    const Axis::Step step = rows[line];
+    const int64_t count = std::min(end - begin, step.begin + step.length - line);
+    f(low + run % heads, run / heads, line, line + count);
+    begin += count;
+  }
 }
 
 template <typename T>

@@ -69,8 +69,8 @@ inline int64_t heads_together(const PairwiseProblem& p, int64_t units, int64_t f
   return divide_up(heads, divide_up(heads, fitting));
 }
 
-// Calls f(window, first head, beyond the last) for units [begin, end), which are as `for_heads` says, for at most `most`
-// heads of a window at a time.
+// Calls f(window, first head, beyond the last) for units [begin, end), at most `most` heads of a window at a time: a part
+// of the heads after the other, and of each a window by all of its heads before the next window.
 template <typename F>
 void for_windows(const PairwiseProblem& p, int64_t begin, int64_t end, int64_t most, F f) {
   const Parts parts{p.heads, p.parts};
@@ -138,7 +138,7 @@ class Heads {
   }
 
   // Lines of a head that was read, `h` counted from the first one.
-  const float* of_head(const UnsetFloats& lines, int64_t h) const { return &lines[h * n_ * words_]; }
+  const float* head_of(const UnsetFloats& lines, int64_t h) const { return &lines[h * n_ * words_]; }
 
   template <typename T>
   void write_map(const Window& w, const UnsetFloats& source, int64_t first, float factor, void* map) {
@@ -347,8 +347,8 @@ void forward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin, 
   for_windows(p, begin, end, heads.most, [&](const Window& w, int64_t head, int64_t last_head) {
     heads.template read<T>(w, head, last_head, {{&p.query, &heads.query}, {&p.key, &heads.key}, {&p.value, &heads.value}});
     for (int64_t h = 0; h < last_head - head; ++h) {
-      const float *query = heads.of_head(heads.query, h), *key = heads.of_head(heads.key, h);
-      const float* value = heads.of_head(heads.value, h);
+      const float *query = heads.head_of(heads.query, h), *key = heads.head_of(heads.key, h);
+      const float* value = heads.head_of(heads.value, h);
       const float* added = heads.bias_of(w, bias->packed ? bias->packed + (head + h) * of_head : nullptr);
       heads.for_queries(w, [&](int64_t first, int64_t count) {
         heads.dot(w, key, query, first, count, heads.weight);
@@ -369,8 +369,8 @@ void backward(const PairwiseProblem& p, const PairwiseBias* bias, int64_t begin,
     heads.template read<T>(w, head, last_head, {{&p.query, &heads.query}, {&p.key, &heads.key}, {&p.value, &heads.value},
                                                 {&p.gradient, &heads.gradient}});
     for (int64_t h = 0; h < last_head - head; ++h) {
-      const float *query = heads.of_head(heads.query, h), *key = heads.of_head(heads.key, h);
-      const float *value = heads.of_head(heads.value, h), *gradient = heads.of_head(heads.gradient, h);
+      const float *query = heads.head_of(heads.query, h), *key = heads.head_of(heads.key, h);
+      const float *value = heads.head_of(heads.value, h), *gradient = heads.head_of(heads.gradient, h);
       const float* added = heads.bias_of(w, bias->packed ? bias->packed + (head + h) * of_head : nullptr);
       heads.for_queries(w, [&](int64_t first, int64_t count) {
         heads.dot(w, key, query, first, count, heads.weight);

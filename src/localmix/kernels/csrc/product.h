@@ -67,10 +67,9 @@ inline void for_products(int64_t m, int64_t n, F f) {
   if constexpr (kLanes == 16) return for_vectors(n, columns);
   for (int64_t j = 0, rest = n / kLanes, some; rest > 0; j += some * kLanes, rest -= some) {
     some = rest == 5 || rest == 6 ? 3 : std::min<int64_t>(rest, 4);
-    if (some == 1) columns(std::integral_constant<int, 1>(), j);
-    if (some == 2) columns(std::integral_constant<int, 2>(), j);
-    if (some == 3) columns(std::integral_constant<int, 3>(), j);
-    if (some == 4) columns(std::integral_constant<int, 4>(), j);
+    unrolled<4>([&](auto i) {
+      if (some == i + 1) columns(std::integral_constant<int, i + 1>(), j);
+    });
   }
 }
 

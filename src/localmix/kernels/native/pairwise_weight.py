@@ -70,7 +70,7 @@ class _Problem(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, _Map) for name in ("query", "key", "value", "gradient")),
         *((name, ctypes.c_void_p) for name in ("bias", "output", "of_query", "of_key", "of_value", "of_bias")),
-        *((name, ctypes.c_int64) for name in ("together", "parts")),
+        ("parts", ctypes.c_int64),
     ]
 
 

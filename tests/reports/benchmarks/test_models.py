@@ -51,6 +51,14 @@ def test_rows(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_row_does_not_train_the_network_of_another(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: net)  # which takes long, and is not what could go wrong
+    nets, modes = ["i_dynamic_dwnet_nano", "test_resnet"], ["eager", "compiled"]
+    results = module.bench_models(nets=nets, **{**SMALL, "modes": modes, "direction": ["training"], "rounds": 1})
+    assert [row["implementation"] for row in results["rows"]] == 4 * modes
+    assert [row["refused"] for row in results["rows"]] == 8 * [None]
+
+
 def scaled_head(net):
     wrong = copy.deepcopy(net).eval()
     nn.init.constant_(wrong.head.fc.bias, 1e-3)

@@ -236,7 +236,9 @@ class Autocast(nn.Module):
 
 
 def _entry(form: Form, task: Task, mode: str, cost: Cost) -> Entry:
-    net = torch.compile(form.module, dynamic=False) if mode == "compiled" else form.module
+    # a step of training changes the weights: every row has its own
+    module = form.module if task.direction == "inference" else deepcopy(form.module)
+    net = torch.compile(module, dynamic=False) if mode == "compiled" else module
     assert isinstance(net, nn.Module)
     images = task.images.to(memory_format=form.memory_format)
     size = f"{task.batch} x 3 x {task.img_size} x {task.img_size}"

@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-detection demo-segmentation test lint format lock clean
 
+# Bytecode is kept even where an image says otherwise: every process would compile thousands of modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

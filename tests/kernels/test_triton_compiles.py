@@ -104,16 +104,20 @@ def compile_all():
         print(json.dumps({**found, "shared": compiled.metadata.shared, **resources(compiled.asm["cubin"])}))
 
     def launch_all(x, groups, rank, kernel):
-        rows, lines = x.shape[:3], groups * kernel[0] * kernel[1]
-        shared, sizes, localmix = x.new_empty(1, x.shape[3], *kernel), (kernel, (1, 1)), torch.ops.localmix
-        localmix.triton_shared_weight(x, shared, x.new_empty(x.shape[3]), (1, 1))
-        localmix.triton_shared_weight_backward(x, x, shared, (1, 1), (False, True, True))
-        weight = x.new_empty(*rows, groups, lines // groups)
-        localmix.triton_local_weight(x, weight, *sizes)
-        localmix.triton_local_weight_backward(x, x, weight, *sizes, (False, True))
-        projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
-        localmix.triton_projected_local_weight(*projected)
-        localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
+        shared, weight = x.new_empty(1, x.shape[3], *kernel), x.new_empty(*x.shape[:3], groups, kernel[0] * kernel[1])
+        torch.ops.localmix.triton_shared_weight(x, shared, x.new_empty(x.shape[3]), (1, 1))
+        torch.ops.localmix.triton_shared_weight_backward(x, x, shared, (1, 1), (False, True, True))
+        torch.ops.localmix.triton_local_weight(x, weight, kernel, (1, 1))
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, kernel, (1, 1), (False, True))
+        launch_projected(x, groups, rank, kernel)
+
+    def launch_projected(x, groups, rank, kernel):
+        """Forward and the gradients of what makes the weights."""
+        lines, sizes = groups * kernel[0] * kernel[1], (kernel, (1, 1))
+        hidden = x.new_empty(*x.shape[:3], rank)
+        projected = (x, hidden, x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
+        torch.ops.localmix.triton_projected_local_weight(*projected)
+        torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
 
     def launch_applications(x, groups, rank, kernel):
         """Forward and the gradient of x, weights given and made."""
@@ -169,16 +173,17 @@ def compile_all():
         tuning.launch = functools.partial(compile, capability)
         tuning.is_hopper = lambda x, capability=capability: capability == 90
         # the kernel of the paper, but one that compiles sooner where another dtype or GPU takes as many registers
-        size = 7 if dtype == torch.bfloat16 or (capability, dtype) == (90, torch.float32) else 5
+        size = 7 if dtype == torch.bfloat16 or (capability, dtype) == (90, torch.float32) else 3
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
         launch_all(x, 32, 48, (size, size))  # small groups
         launch_applications(x[..., :96], 32, 24, (size, size))
         launch_applications(x[..., :96], 32, 24 if dtype == torch.float32 else 256, (1, 65))  # too many for better ones
         launch_shared(x, 2, (11, 11), (1, 1))  # too many taps for registers
-        launch_shared(x.new_empty(18, 14, 14, 192), 1, (size, size), (1, 1))  # images enough for products
+        # images enough for products, of as many rows of the kernel as one tile takes
+        launch_shared(x.new_empty(18, 14, 14, 192), 1, (max(size, 5), max(size, 5)), (1, 1))
         if capability == 90 and dtype != torch.float16:  # which takes the registers that bfloat16 takes
             launch_applications(x[..., :99], 11, 8, (3, 3))
-            launch_all(x, 16, 48, (7, 7))
+            launch_projected(x, 16, 48, (7, 7))
             launch_applications(x, 8, 192, (7, 7))
             launch_applications(x[..., :100], 20, 8, (3, 3))
             launch_local_mlp(x, 6, 7)  # groups that are copied to shared memory while products are under way

@@ -27,8 +27,9 @@ def quick_interpreter():
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
-    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": language, "core": language.core}))
+    replaced = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": language, "core": language.core}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         patch.setattr(interpreter, "_patch_lang", lambda function: SimpleNamespace(restore=lambda: None))
         yield
+    replaced.restore()

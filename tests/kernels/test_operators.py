@@ -109,10 +109,8 @@ def is_quick(impl, case, dtype):
 
 def geometry_of(impl, operator, case=1):
     """Of a test of what does not depend on the size: even and dilated kernels, or windows whole and cut."""
-    _, geometries = OPERATORS[operator]
-    if impl == "triton" and case == 1:  # which has them on a smaller map too
-        return (4, 5), *geometries[case][1:]
-    return geometries[case]
+    geometry = OPERATORS[operator][1][case]
+    return ((4, 5), *geometry[1:]) if impl == "triton" and case == 1 else geometry  # all on a smaller map too
 
 
 def sliced(t):

@@ -111,22 +111,23 @@ def compile_all():
         torch.ops.localmix.triton_local_weight_backward(x, x, weight, kernel, (1, 1), (False, True))
         launch_projected(x, groups, rank, kernel)
 
+    def arguments_of_projected(x, groups, rank, kernel):
+        hidden, lines = x.new_empty(*x.shape[:3], rank), groups * kernel[0] * kernel[1]
+        return x, hidden, x.new_empty(lines, rank), x.new_empty(lines), groups, kernel, (1, 1)
+
     def launch_projected(x, groups, rank, kernel):
         """Forward and the gradients of what makes the weights."""
-        lines, sizes = groups * kernel[0] * kernel[1], (kernel, (1, 1))
-        hidden = x.new_empty(*x.shape[:3], rank)
-        projected = (x, hidden, x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
+        projected = arguments_of_projected(x, groups, rank, kernel)
         torch.ops.localmix.triton_projected_local_weight(*projected)
         torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (False, True, True, True))
 
     def launch_applications(x, groups, rank, kernel):
         """Forward and the gradient of x, weights given and made."""
-        rows, lines, sizes = x.shape[:3], groups * kernel[0] * kernel[1], (kernel, (1, 1))
-        weight = x.new_empty(*rows, lines // groups, groups).transpose(3, 4)
-        projected = (x, x.new_empty(*rows, rank), x.new_empty(lines, rank), x.new_empty(lines), groups, *sizes)
-        torch.ops.localmix.triton_local_weight(x, weight, *sizes)
+        weight = x.new_empty(*x.shape[:3], kernel[0] * kernel[1], groups).transpose(3, 4)
+        projected = arguments_of_projected(x, groups, rank, kernel)
+        torch.ops.localmix.triton_local_weight(x, weight, kernel, (1, 1))
         torch.ops.localmix.triton_projected_local_weight(*projected)
-        torch.ops.localmix.triton_local_weight_backward(x, x, weight, *sizes, (True, False))
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, kernel, (1, 1), (True, False))
         torch.ops.localmix.triton_projected_local_weight_backward(x, *projected, (True, False, False, False))
 
     def launch_shared(x, images, kernel, dilation):
@@ -179,7 +180,7 @@ def compile_all():
         launch_applications(x[..., :96], 32, 24, (size, size))
         launch_applications(x[..., :96], 32, 24 if dtype == torch.float32 else 256, (1, 65))  # too many for better ones
         launch_shared(x, 2, (11, 11), (1, 1))  # too many taps for registers
-        # images enough for products, of as many rows of the kernel as one tile takes
+        # images enough for products; with less than five rows of a kernel a tile has more images, and other registers
         launch_shared(x.new_empty(18, 14, 14, 192), 1, (max(size, 5), max(size, 5)), (1, 1))
         if capability == 90 and dtype != torch.float16:  # which takes the registers that bfloat16 takes
             launch_applications(x[..., :99], 11, 8, (3, 3))

@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("src/localmix/kernels/csrc")
 KERNELS = (
+    "activation.cpp",
     "shared_weight.cpp",
     "local_weight.cpp",
     "projected_weight.cpp",

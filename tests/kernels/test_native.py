@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from localmix import functional, kernels
 from localmix.kernels import native
 from localmix.kernels.native import library
-from localmix.testing import check_operator, output_and_gradients
+from localmix.testing import assert_within_budget, check_operator, output_and_gradients
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason=str(native.MISSING))
 
@@ -144,6 +144,21 @@ def check_roundings(dtype):
         x = torch.cat((patterns, patterns[:28])).view(1, 4, 443, 37)
         y = kernels.depthwise_convolution(x, factors.view(37, 1, 1), impl="native")
         torch.testing.assert_close(y, (x.float() * factors.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def check_gelu(dtype):
+    """Whole vectors and cut ones, anywhere in memory; all sizes, of which the share below runs out."""
+    sizes = torch.cat((torch.linspace(-9, 9, 5003), torch.linspace(-5.6, -5.4, 501), torch.tensor([0.0, 1e-20])))
+    for x in (sizes.to(dtype), torch.randn(2**15 + 5).to(dtype), *(sizes[n:].to(dtype)[n:][:n] for n in range(35))):
+        around = x.clone()
+        actual, expected = around[1:-1], torch.nn.functional.gelu(x[1:-1].double())
+        native.gelu_(actual)
+        assert_within_budget(actual, expected, torch.nn.functional.gelu(x[1:-1]))
+        assert torch.equal(around[:1], x[:1]) and torch.equal(around[-1:], x[-1:])
+    infinite = torch.tensor([torch.nan, torch.inf, -torch.inf, 2.0**15, -(2.0**15), -0.0]).to(dtype)
+    native.gelu_(infinite)
+    right = torch.tensor([torch.nan, torch.inf, torch.nan, 2.0**15, 0.0, 0.0]).to(dtype)
+    torch.testing.assert_close(infinite, right, rtol=0, atol=0, equal_nan=True)
 
 
 OPERATORS = [operator for operator in kernels.OPERATORS if hasattr(native, operator)]
@@ -321,6 +336,13 @@ def test_every_number_of_16_bits(dtype):
     check_roundings(dtype)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gelu(dtype, threads, num_threads):
+    num_threads(threads)
+    check_gelu(dtype)
+
+
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("is_groups_inside", [False, True])
 def test_weights_of_taps_outside_of_the_map_do_not_matter(is_groups_inside, groups):
@@ -412,7 +434,7 @@ import torch
 torch.manual_seed(0)
 sys.path.insert(0, {folder!r})
 from test_native import (
-    OPERATORS, check_in_every_dtype, check_roundings,
+    OPERATORS, check_gelu, check_in_every_dtype, check_roundings,
     cut_windows, few_groups, many_heads, neighborhoods, odd_maps, problem, whole_vectors, windows_together,
 )
 from localmix.kernels import native
@@ -425,6 +447,8 @@ for cases in (
         check_in_every_dtype(*case)
 for dtype in (torch.bfloat16, torch.float16):
     check_roundings(dtype)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    check_gelu(dtype)
 print(json.dumps(native.description()))
 """
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from localmix.registration import has_hooks
+from localmix.kernels import native
+from localmix.registration import has_hooks, is_watched
 
 
 def may_overwrite(*made_by: nn.Module) -> bool:
@@ -27,6 +28,13 @@ def relu(x: Tensor, *made_by: nn.Module) -> Tensor:
 
 def gelu(x: Tensor, act: nn.GELU, *made_by: nn.Module) -> Tensor:
     """`act` of the result of modules that nothing else needs."""
-    if may_overwrite(*made_by, act):
-        return torch.ops.aten.gelu_(x, approximate=act.approximate)
-    return act(x)
+    if not may_overwrite(*made_by, act):
+        return act(x)
+    if act.approximate == "none" and _is_for_kernels(x):
+        native.gelu_(x)
+        return x
+    return torch.ops.aten.gelu_(x, approximate=act.approximate)
+
+
+def _is_for_kernels(x: Tensor) -> bool:
+    return not is_watched((x,)) and x.is_contiguous() and native.refusal(x, named=False) is None

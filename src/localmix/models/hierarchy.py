@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from localmix import arguments
 from localmix.layers.channels_last import Pointwise
+from localmix.registration import is_watched
 
 MixerFactory = Callable[[int, int, int], nn.Module]
 """Makes the mixer of a block: (dim, stage, index within the stage) -> module [B, H, W, C] -> [B, H, W, C]."""
@@ -23,6 +24,11 @@ MixerFactory = Callable[[int, int, int], nn.Module]
 def missing(size: int, divisor: int) -> int:
     """What fills `size` up to a multiple of `divisor`: written so that their sum is plainly one when `size` is open."""
     return (size + divisor - 1) // divisor * divisor - size
+
+
+def fill(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """`F.pad` with zeros, or cut by negative sizes; not where there is nothing to do, which `F.pad` does by a copy."""
+    return F.pad(x, sizes) if is_watched((x,)) or any(sizes) else x
 
 
 class PatchEmbed(nn.Module):
@@ -40,7 +46,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         bottom, right = (missing(size, self.patch_size) for size in image.shape[2:])
-        image = F.pad(image, (0, right, 0, bottom))
+        image = fill(image, (0, right, 0, bottom))
+        if image.device.type == "cpu" and image.dtype != torch.float16 and not is_watched((image,)):
+            # then the result is channels-last too, and not copied: half of the time, forward and backward
+            image = image.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
@@ -57,7 +66,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        x = F.pad(x, (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
+        x = fill(x, (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
         x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
         # left column first, as Swin's checkpoints have it: (0, 0), (1, 0), (0, 1), (1, 1)
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))

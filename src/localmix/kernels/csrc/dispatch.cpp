@@ -1,5 +1,6 @@
 // What Python calls: picks the instruction set once, and spreads the rows of all images over PyTorch's own threads.
 
+#include "activation.h"
 #include "division.h"
 #include "interface.h"
 #include "local_weight.h"
@@ -32,7 +33,8 @@
   LOCALMIX_DECLARE(localmix_backward_weight_##isa) \
   LOCALMIX_DECLARE_IN_PAIRS(isa)                   \
   extern "C" const PairwiseKernels localmix_neighborhood_##isa; \
-  extern "C" const SharedWeightKernels localmix_shared_##isa;
+  extern "C" const SharedWeightKernels localmix_shared_##isa;      \
+  extern "C" const ActivationKernels localmix_activation_##isa;
 
 LOCALMIX_DECLARE_ALL(generic)
 #ifdef LOCALMIX_X86
@@ -50,6 +52,7 @@ struct Kernels {
   const PairwiseKernels *window, *neighborhood;
   const SharedWeightKernels* shared;
   const WindowWeightKernels* window_weight;
+  const ActivationKernels* activation;
 };
 
 // Kernels of `isa`, but those that may multiply pairs of numbers, which are of `name`, a set that contains it.
@@ -59,7 +62,7 @@ struct Kernels {
      localmix_pack_##name, localmix_projected_forward_##name, localmix_turn_##name,                            \
      localmix_projected_backward_##name, localmix_unpack_##name},                                              \
         &localmix_window_##name, &localmix_neighborhood_##isa, &localmix_shared_##isa,                         \
-        &localmix_window_weight_##name                                                                         \
+        &localmix_window_weight_##name, &localmix_activation_##isa                                             \
   }
 
 #ifdef LOCALMIX_X86
@@ -364,5 +367,12 @@ int localmix_window_weight(
     weights.add_to(of_weight, begin, end);
     biases.add_to(of_bias, begin, end);
     return 0;
+  });
+}
+
+int localmix_gelu(void* x, int64_t dtype, int64_t count, int64_t threads) {
+  constexpr int64_t each = 1 << 12;  // few enough to share out, and as long as it takes to wake a thread
+  return spread(divide_up(count, each), threads, [=](int64_t begin, int64_t end, int64_t) {
+    return chosen->activation->gelu(x, dtype, begin * each, std::min(end * each, count));
   });
 }

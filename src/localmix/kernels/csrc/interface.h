@@ -133,5 +133,8 @@ int localmix_pairwise_weight(
 // y; or, of a problem with `gradient`, those of x, weight [G, N, N] and bias [G, N] that are not null.
 int localmix_window_weight(WindowWeightProblem* problem, float* of_weight, float* of_bias, int64_t threads);
 
+// x = GELU of x, by the error function and not by its approximation, for `count` numbers in order of a NumberType.
+int localmix_gelu(void* x, int64_t dtype, int64_t count, int64_t threads);
+
 }
 #pragma GCC visibility pop

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from localmix.exporting import reason_for_plain_operators
 from localmix.kernels.native import library
+from localmix.kernels.native.activation import gelu_
 from localmix.kernels.native.library import MISSING, description, is_amd
 from localmix.kernels.native.local_products import neighborhood_products
 from localmix.kernels.native.local_weight import inhomogeneous_convolution, projected_inhomogeneous_convolution
@@ -20,6 +21,7 @@ __all__ = [
     "MISSING",
     "depthwise_convolution",
     "description",
+    "gelu_",
     "homogeneous_convolution",
     "inhomogeneous_convolution",
     "is_amd",

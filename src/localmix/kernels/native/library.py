@@ -110,6 +110,7 @@ def library() -> ctypes.CDLL:
     library.localmix_shared_weight.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     library.localmix_shared_weight_backward.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
     library.localmix_window_weight.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64]
+    library.localmix_gelu.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
     wanted = os.environ.get(_INSTRUCTION_SET)
     if wanted and library.localmix_use_instruction_set(wanted.encode()):
         raise ValueError(

@@ -8,13 +8,16 @@ import sys
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import localmix.models
 from localmix.models import NAMES, create_model
+from localmix.models.hierarchy import PatchEmbed, fill
 from localmix.reports.cost import cost, cost_by_module
 from localmix.tasks import fashion_mnist
+from localmix.testing import assert_within_budget
 
 NANO = [name for name in NAMES if name.endswith("_nano")]
 SHALLOW = {"depths": (2, 1, 1, 1), "drop_path_rate": 0.0}
@@ -146,6 +149,30 @@ def test_bad_images_are_named(name):
         net(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"image: expected a floating point tensor, got torch\.uint8"):
         net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+@torch.no_grad()
+def test_a_map_that_is_whole_is_not_copied():
+    x = torch.randn(2, 3, 5, 4)
+    assert fill(x, (0, 0, 0, 0, 0, 0)) is x
+    for sizes in ((0, 0, 0, 1, 0, 2), (0, 0, 0, -1, 0, 0)):
+        torch.testing.assert_close(fill(x, sizes), F.pad(x, sizes), rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_patches_are_embedded_as_a_convolution_does(dtype):
+    """In whatever layout: of the float types, those that gain from it are convolved channels-last."""
+    embed, image, maps = PatchEmbed(3, 8, 4).to(dtype), torch.randn(2, 3, 13, 16).to(dtype), []
+    embed.proj.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    embed.norm = torch.nn.Identity()
+    convolved = [
+        F.conv2d(F.pad(image.to(t), (0, 0, 0, 3)), embed.proj.weight.to(t), embed.proj.bias.to(t), stride=4)
+        for t in (torch.float64, dtype)
+    ]
+    reference, eager = (y.permute(0, 2, 3, 1) for y in convolved)
+    assert_within_budget(embed(image), reference, eager)
+    assert maps[0].is_contiguous(memory_format=torch.channels_last) == (dtype != torch.float16)
 
 
 class TestContractOfTimm:

@@ -185,7 +185,7 @@ def compile_all():
         if capability == 90 and dtype != torch.float16:  # which takes the registers that bfloat16 takes
             launch_applications(x[..., :99], 11, 8, (3, 3))
             launch_projected(x, 16, 48, (7, 7))
-            launch_applications(x, 8, 192, (7, 7))
+            launch_applications(x, 8, 192, (5, 5))  # of many channels; other launches have the taps of 7 x 7
             launch_applications(x[..., :100], 20, 8, (3, 3))
             launch_local_mlp(x, 6, 7)  # groups that are copied to shared memory while products are under way
             launch_local_mlp(x, 6, 12)
@@ -197,7 +197,7 @@ def compile_all():
     launch_attention("window_attention", x, 64, 12, 6)  # by tiles too
     tuning.launch, tuning.is_hopper = functools.partial(compile, 90), lambda x: True
     x = torch.empty(128, 7, 7, 768, dtype=torch.bfloat16)
-    launch_shared(x, 1, (7, 7), (1, 1))  # maps of one tile
+    launch_shared(x, 1, (5, 5), (1, 1))  # maps of one tile
     launch_shared(x, 2, (5, 3), (1, 2))
     # Triton makes a constant of every number that is 1
     x = torch.empty(1, 1, 1, 1)

@@ -14,7 +14,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import localmix.models
 from localmix.models import NAMES, create_model
-from localmix.models.hierarchy import PatchEmbed, fill
+from localmix.models.hierarchy import PatchEmbed, pad
 from localmix.reports.cost import cost, cost_by_module
 from localmix.tasks import fashion_mnist
 from localmix.testing import assert_within_budget
@@ -154,9 +154,9 @@ def test_bad_images_are_named(name):
 @torch.no_grad()
 def test_a_map_that_is_whole_is_not_copied():
     x = torch.randn(2, 3, 5, 4)
-    assert fill(x, (0, 0, 0, 0, 0, 0)) is x
+    assert pad(x, (0, 0, 0, 0, 0, 0)) is x
     for sizes in ((0, 0, 0, 1, 0, 2), (0, 0, 0, -1, 0, 0)):
-        torch.testing.assert_close(fill(x, sizes), F.pad(x, sizes), rtol=0, atol=0)
+        torch.testing.assert_close(pad(x, sizes), F.pad(x, sizes), rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from localmix.arguments import Size, pair, positive
 from localmix.layers import DepthwiseConv, HomogeneousDynamicConv, InhomogeneousDynamicConv, LocalMLP
 from localmix.layers.activation import relu
 from localmix.layers.channels_last import Pointwise, batch_norm
-from localmix.models.hierarchy import Hierarchy, fill, missing
+from localmix.models.hierarchy import Hierarchy, missing, pad
 from localmix.models.mlp import Mlp
 from localmix.models.registry import NUM_GROUPS, build, pretrained_cfg
 
@@ -65,13 +65,13 @@ class DWNetBlock(nn.Module):
         y = x
         if self.pad_to > 1:
             bottom, right = (missing(size, self.pad_to) for size in x.shape[1:3])
-            y = fill(x, (0, 0, 0, right, 0, bottom))
+            y = pad(x, (0, 0, 0, right, 0, bottom))
         y = relu(batch_norm(self.norm1, self.conv1(y)), self.conv1, self.norm1)
         y = relu(batch_norm(self.norm2, self.mixer(y)), self.mixer, self.norm2)
         y = batch_norm(self.norm3, self.conv2(y))
         if self.pad_to > 1:
             # not a slice, whose strides an exported graph would take for those of a map that is padded, at any size
-            y = fill(y, (0, 0, 0, -right, 0, -bottom))
+            y = pad(y, (0, 0, 0, -right, 0, -bottom))
         x = x + self.drop_path1(y)
         return x + self.drop_path2(self.mlp(batch_norm(self.norm4, x)))
 

@@ -26,7 +26,7 @@ def missing(size: int, divisor: int) -> int:
     return (size + divisor - 1) // divisor * divisor - size
 
 
-def fill(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def pad(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """`F.pad` with zeros, or cut by negative sizes; not where there is nothing to do, which `F.pad` does by a copy."""
     return F.pad(x, sizes) if is_watched((x,)) or any(sizes) else x
 
@@ -46,7 +46,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         bottom, right = (missing(size, self.patch_size) for size in image.shape[2:])
-        image = fill(image, (0, right, 0, bottom))
+        image = pad(image, (0, right, 0, bottom))
         if image.device.type == "cpu" and image.dtype != torch.float16 and not is_watched((image,)):
             # then the result is channels-last too, and not copied: half of the time, forward and backward
             image = image.contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        x = fill(x, (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
+        x = pad(x, (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
         x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
         # left column first, as Swin's checkpoints have it: (0, 0), (1, 0), (0, 1), (1, 1)
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))

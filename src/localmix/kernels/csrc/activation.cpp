@@ -11,8 +11,8 @@
 
 namespace {
 
-// Phi(x) = 1/2 + x P(x^2) / Q(x^2) up to kEnd, to 7e-9 before rounding, where a float next to 1/2 is exact to 3e-8: the
-// least largest error of all quotients of this degree. Beyond, Phi is 1 to the last digit, and below -kEnd nothing.
+// Phi(x) = 1/2 + x P(x^2) / Q(x^2) up to kEnd, to 7e-9 before rounding, where a float next to 1/2 is exact to 3e-8:
+// fitted for the least largest error. Beyond, Phi is 1 to the last digit, and below -kEnd nothing.
 constexpr float kEnd = 5.5f;
 constexpr float kP[] = {0.39894223f, 0.033851687f, 0.0046772351f, 1.6881851e-4f, 6.3524089e-6f, 2.2753415e-8f};
 constexpr float kQ[] = {1.0f, 0.25151950f, 0.028645406f, 0.0018844099f, 7.3646646e-5f, 1.1976317e-6f};

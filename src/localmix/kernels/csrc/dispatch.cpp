@@ -371,7 +371,7 @@ int localmix_window_weight(
 }
 
 int localmix_gelu(void* x, int64_t dtype, int64_t count, int64_t threads) {
-  constexpr int64_t each = 1 << 12;  // few enough to share out, and as long as it takes to wake a thread
+  constexpr int64_t each = 1 << 12;  // numbers of a unit of work: whole vectors
   return spread(divide_up(count, each), threads, [=](int64_t begin, int64_t end, int64_t) {
     return chosen->activation->gelu(x, dtype, begin * each, std::min(end * each, count));
   });

@@ -273,7 +273,8 @@ def apply_by_rows(
                         if m - r >= 0 and m - r < KH:
                             if not TRANSPOSED:
                                 owner = features[r]
-                            added += (sums[r] + _weights(owner, factors[m - r], WARPS, WEIGHTS, SHARED) * numbers,)
+                            weights = _weights(owner, factors[m - r], WARPS, WEIGHTS, SHARED)
+                            added += (tl.fma(weights, numbers, sums[r]),)
                         else:
                             added += (sums[r],)
                     sums = added

@@ -120,7 +120,7 @@ def _add(sums, weights, numbers, NUMBERS: tl.constexpr, SHARED: tl.constexpr):
     """Sums of a position with one more tap."""
     added = ()
     for i in tl.static_range(NUMBERS):
-        added += (sums[i] + weights[i // SHARED] * numbers[i],)
+        added += (tl.fma(weights[i // SHARED], numbers[i], sums[i]),)
     return added
 
 

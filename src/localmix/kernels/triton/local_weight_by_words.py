@@ -59,6 +59,15 @@ def _weights(
     return weights
 
 
+@triton.jit
+def _add_tap(sums, tap, values, NUMBERS: tl.constexpr, EACH: tl.constexpr):
+    """Sums of a column with one more tap. A function, because Triton reads its lines once for all calls."""
+    added = ()
+    for v in tl.static_range(NUMBERS):
+        added += (tl.fma(tap[v * EACH // NUMBERS], values[v], sums[v]),)
+    return added
+
+
 # parts of a map differ in these: each would be a kernel of its own to compile
 @triton.jit(do_not_specialize=["last", "rows", "first_row", "weight_row", "strips"])
 def apply_by_words(
@@ -166,24 +175,20 @@ def apply_by_words(
                     for v in tl.static_range(VECTOR):
                         values += numbers_of(words[n * VECTOR + v], PARTS, HALF)
                     source = column + (n * DW - left)
-                    added = ()
-                    for k in tl.static_range(ROWS * COLUMNS):
-                        # n - k % COLUMNS is the column of the kernel
-                        if k // COLUMNS == r and n - k % COLUMNS >= 0 and n - k % COLUMNS < KW:
+                    here = (source >= 0) & (source < width)
+                    for c in tl.static_range(COLUMNS):
+                        if n - c >= 0 and n - c < KW:
                             if TRANSPOSED:
-                                here = (source >= 0) & (source < width)
-                                pointers = taps + (n * DW * STRIDE_W + (KW - 1 - n + k % COLUMNS) * STRIDE_K)
+                                pointers = taps + (n * DW * STRIDE_W + (KW - 1 - n + c) * STRIDE_K)
                                 tap = _weights(pointers, here, STRIDE_G, False, PAIRED, EACH, WEIGHT)
                             else:
-                                here = column + (k % COLUMNS) * DW < width
-                                pointers = taps + (k % COLUMNS * DW * STRIDE_W + (n - k % COLUMNS) * STRIDE_K)
+                                here = column + c * DW < width
+                                pointers = taps + (c * DW * STRIDE_W + (n - c) * STRIDE_K)
                                 tap = _weights(pointers, here, STRIDE_G, IS_FULL, PAIRED, EACH, WEIGHT)
-                            for v in tl.static_range(NUMBERS):
-                                added += (sums[k * NUMBERS + v] + tap[v * EACH // NUMBERS] * values[v],)
-                        else:
-                            for v in tl.static_range(NUMBERS):
-                                added += (sums[k * NUMBERS + v],)
-                    sums = added
+                            before = sums[: (r * COLUMNS + c) * NUMBERS]
+                            own = sums[(r * COLUMNS + c) * NUMBERS : (r * COLUMNS + c + 1) * NUMBERS]
+                            behind = sums[(r * COLUMNS + c + 1) * NUMBERS :]
+                            sums = before + _add_tap(own, tap, values, NUMBERS, EACH) + behind
     for r in tl.static_range(ROWS):
         row = first + r * DH
         line = y + row.to(tl.int64) * width * WORDS

@@ -48,6 +48,18 @@ def _read(
     return numbers
 
 
+@triton.jit
+def _add_products(sums, own, values, NUMBERS: tl.constexpr, EACH: tl.constexpr):
+    """Sums of `EACH` groups with the products of their numbers. A function: Triton reads its lines once for all calls."""
+    added = ()
+    for e in tl.static_range(EACH):
+        total = sums[e]
+        for n in tl.static_range(e * NUMBERS // EACH, (e + 1) * NUMBERS // EACH):
+            total = tl.fma(own[n], values[n], total)
+        added += (total,)
+    return added
+
+
 # parts of a gradient differ in these: each would be a kernel of its own to compile
 @triton.jit(do_not_specialize=["last", "rows", "first_row", "strips", "shares"])
 def weight_gradient(
@@ -141,16 +153,12 @@ def weight_gradient(
                 here = (source >= 0) & (source < tl.where((row >= 0) & (row < height), width, 0))
                 line = x + (row.to(tl.int64) * width + (j * DW - left)) * WORDS
                 values = _read(line, here, start, PIECES, VECTOR, PARTS, HALF, THREADS)
-                added = ()
                 for r in tl.static_range(ROWS):
-                    for t in tl.static_range(STEP):
-                        for e in tl.static_range(EACH):
-                            total = sums[(r * STEP + t) * EACH + e]
-                            if m == r + t:
-                                for n in tl.static_range(e * NUMBERS // EACH, (e + 1) * NUMBERS // EACH):
-                                    total += own[r * NUMBERS + n] * values[n]
-                            added += (total,)
-                sums = added
+                    if m - r >= 0 and m - r < STEP:
+                        before, of_row = sums[: (r * STEP + m - r) * EACH], own[r * NUMBERS : (r + 1) * NUMBERS]
+                        of_tap = sums[(r * STEP + m - r) * EACH : (r * STEP + m - r + 1) * EACH]
+                        behind = sums[(r * STEP + m - r + 1) * EACH :]
+                        sums = before + _add_products(of_tap, of_row, values, NUMBERS, EACH) + behind
         for r in tl.static_range(ROWS):
             row = first + r * DH
             results = of_weight + (row.to(tl.int64) * stride_h + (i * KW + j).to(tl.int64) * STRIDE_K)

@@ -15,7 +15,7 @@ import triton.language as tl
 def _dot(total, values, factors, FIRST: tl.constexpr, END: tl.constexpr):
     """`total` and the products of two tuples. A function, because Triton reads its lines once for all calls."""
     for i in tl.static_range(FIRST, END):
-        total += values[i] * factors[i]
+        total = tl.fma(values[i], factors[i], total)
     return total
 
 

@@ -99,7 +99,7 @@ def convolve(
                 for part in tl.static_range(PARTS):
                     if m - r >= 0 and m - r < STEP:
                         values = _numbers(words, part, PARTS)
-                        added += (sums[r * PARTS + part] + values * taps[(m - r) * PARTS + part],)
+                        added += (tl.fma(values, taps[(m - r) * PARTS + part], sums[r * PARTS + part]),)
                     else:
                         added += (sums[r * PARTS + part],)
             sums = added
@@ -199,7 +199,7 @@ def shared_weight_gradient(
                     for part in tl.static_range(PARTS):
                         if m - t >= 0 and m - t < ROWS:
                             values = _numbers(words, part, PARTS)
-                            added += (sums[t * PARTS + part] + values * gradients[(m - t) * PARTS + part],)
+                            added += (tl.fma(values, gradients[(m - t) * PARTS + part], sums[t * PARTS + part]),)
                         else:
                             added += (sums[t * PARTS + part],)
                 sums = added

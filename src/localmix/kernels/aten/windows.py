@@ -92,9 +92,11 @@ class Tiles(NamedTuple):
 def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Tiles:
     longest = (size + dilation - 1) // dilation
     length = (size - torch.arange(dilation, device=device) + dilation - 1) // dilation  # of each residue
-    tile = _smaller(longest, kernel)
+    is_open = not isinstance(longest, int)
+    # of an axis that is left open no minimum: PyTorch calculates long with what depends on one
+    tile = kernel if is_open else min(longest, kernel)
     count = (longest + tile - 1) // tile
-    if not isinstance(count, int):  # a graph would hold for one tile only if it is traced with one
+    if is_open:  # a graph would hold for one tile only if it is traced with one
         count = torch.sym_max(count, 2)
     strip = _smaller(longest, tile + kernel - 1)
 

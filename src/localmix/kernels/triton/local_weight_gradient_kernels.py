@@ -50,7 +50,7 @@ def _read(
 
 @triton.jit
 def _add_products(sums, own, values, NUMBERS: tl.constexpr, EACH: tl.constexpr):
-    """Sums of `EACH` groups with the products of their numbers. A function: Triton reads its lines once for all calls."""
+    """Sums of `EACH` groups with the products of their numbers. A function: Triton reads its lines once for all."""
     added = ()
     for e in tl.static_range(EACH):
         total = sums[e]

@@ -23,6 +23,18 @@ def few_images():
         layout._embedded.cache_clear()  # scenes that other tests compose are of all garments
 
 
+@pytest.fixture(scope="module")
+def image_folder(few_images, tmp_path_factory):
+    """A folder of 48 images for training and 12 for validation, of two classes."""
+    root = tmp_path_factory.mktemp("images")
+    images, labels = few_images["test"]
+    for index, (image, label) in enumerate(zip(images[:60], labels[:60], strict=True)):
+        path = root / ("train" if index < 48 else "val") / ("shoe" if label in (5, 7, 9) else "other") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return root
+
+
 FIT = {
     "data.img_size": 16,
     "data.batch_size": 4,

@@ -175,20 +175,9 @@ def test_wrong_arguments_are_refused(few_images, tmp_path, arguments, message):
     assert not (tmp_path / "output").exists()
 
 
-@pytest.fixture(scope="module")
-def folder(few_images, tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    images, labels = few_images["test"]
-    for index, (image, label) in enumerate(zip(images[:60], labels[:60], strict=True)):
-        path = root / ("train" if index < 48 else "val") / ("shoe" if label in (5, 7, 9) else "other") / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return root
-
-
-def test_corrupt_image_on_the_command_line(folder, tmp_path, capsys):
-    (folder / "train/shoe/broken.jpg").write_bytes(b"no image")
-    arguments = ["compare", "--data", str(folder), "--output", str(tmp_path), "--mixers", "local_mlp"]
+def test_corrupt_image_on_the_command_line(image_folder, tmp_path, capsys):
+    (image_folder / "train/shoe/broken.jpg").write_bytes(b"no image")
+    arguments = ["compare", "--data", str(image_folder), "--output", str(tmp_path), "--mixers", "local_mlp"]
     arguments += ["--epochs", "1", "--img-size", "16", "--batch-size", "16", "--processes", "1", "--workers", "0"]
     try:
         assert main(arguments) == 2
@@ -197,7 +186,7 @@ def test_corrupt_image_on_the_command_line(folder, tmp_path, capsys):
         assert "left out 1 corrupt image(s)" in capsys.readouterr().err
         assert strict((tmp_path / "results.json").read_text())["images"]["skipped"] == ["train/shoe/broken.jpg"]
     finally:
-        (folder / "train/shoe/broken.jpg").unlink()
+        (image_folder / "train/shoe/broken.jpg").unlink()
 
 
 def start(arguments, output, stderr=subprocess.PIPE):
@@ -232,9 +221,9 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks at processes in /proc")
-def test_interrupted_comparison_ends_as_an_uninterrupted_one(folder, tmp_path, monkeypatch):
+def test_interrupted_comparison_ends_as_an_uninterrupted_one(image_folder, tmp_path, monkeypatch):
     """Ctrl-C, then kill -9, each while two processes train; the third call brings it to the end."""
-    arguments = ["--data", str(folder), "--mixers", "depthwise_convolution", "local_mlp"]
+    arguments = ["--data", str(image_folder), "--mixers", "depthwise_convolution", "local_mlp"]
     arguments += ["--epochs", "12", "--img-size", "16", "--batch-size", "16", "--workers", "0"]
     output = tmp_path / "parts"
 
@@ -268,7 +257,7 @@ def test_interrupted_comparison_ends_as_an_uninterrupted_one(folder, tmp_path, m
     assert 1 <= epochs() < 12
 
     monkeypatch.setattr(runs, "cpu_cores", lambda: 1)
-    options = {"data": str(folder), "mixers": ["depthwise_convolution", "local_mlp"], "epochs": 12, "workers": 0}
+    options = {"data": str(image_folder), "mixers": ["depthwise_convolution", "local_mlp"], "epochs": 12, "workers": 0}
     options |= {"img_size": 16, "batch_size": 16, "processes": 1}
     parts, whole = (compare(output=folder, **options) for folder in (output, tmp_path / "whole"))
     for a, b in zip(parts["rows"], whole["rows"], strict=True):

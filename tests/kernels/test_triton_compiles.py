@@ -138,9 +138,9 @@ def compile_all():
         torch.ops.localmix.triton_shared_weight(x, weight, x.new_empty(x.shape[3]), dilation)
         torch.ops.localmix.triton_shared_weight_backward(x, x, weight, dilation, (True, True, True))
 
-    def launch_weight_gradient(x, groups):
-        weight = x.new_empty(*x.shape[:3], 49, groups).transpose(3, 4)
-        torch.ops.localmix.triton_local_weight_backward(x, x, weight, (7, 7), (1, 1), (False, True))
+    def launch_weight_gradient(x, groups, kernel):
+        weight = x.new_empty(*x.shape[:3], kernel[0] * kernel[1], groups).transpose(3, 4)
+        torch.ops.localmix.triton_local_weight_backward(x, x, weight, kernel, (1, 1), (False, True))
 
     def launch_local_mlp(x, groups, size):
         weight, sizes = x.new_empty(groups, size**2, size**2), ((size, size), (size // 2, size // 2))
@@ -177,8 +177,8 @@ def compile_all():
         dtype = getattr(torch, name)
         tuning.launch = functools.partial(compile, capability)
         tuning.is_hopper = lambda x, capability=capability: capability == 90
-        # the kernel of the paper, but one that compiles sooner where another dtype or GPU takes as many registers
-        size = {(90, "float32"): 5, (90, "bfloat16"): 7, (80, "bfloat16"): 5}.get((capability, name), 3)
+        # the kernel of the paper for one dtype and GPU, for the others one that compiles sooner
+        size = 7 if (capability, name) == (90, "bfloat16") else 3
         x = torch.empty(2, 28, 28, 192, dtype=dtype)
         launch_all(x, 32, 48, (size, size))  # small groups
         launch_applications(x[..., :96], 32, 24, (size, size))
@@ -193,8 +193,8 @@ def compile_all():
             launch_applications(x[..., :100], 20, 8, (3, 3))
             launch_local_mlp(x, 6, 7)  # groups that are copied to shared memory while products are under way
             launch_local_mlp(x, 6, 12)
-            launch_weight_gradient(x, 64)  # of three channels
-            launch_weight_gradient(x, 3)  # and of many, in blocks
+            launch_weight_gradient(x, 64, (size, size))  # of three channels
+            launch_weight_gradient(x, 3, (size, size))  # and of many, in blocks
         launch_local_mlp(x, 32, 7)
         launch_attention("window_attention", x, 32, 5 if dtype == torch.float32 else 7, 3)
         launch_attention("neighborhood_attention", x, 32, 7, 1)

@@ -25,7 +25,7 @@ pytestmark = [
 # the least that one block has, of all GPUs since 2020
 SHARED_BYTES = 99 * 1024
 
-LAUNCHES = [(90, "float32"), (90, "bfloat16"), (90, "float16"), (80, "float32"), (80, "bfloat16")]
+TARGETS = [(90, "float32"), (90, "bfloat16"), (90, "float16"), (80, "float32"), (80, "bfloat16")]
 
 
 def kinds_of(arguments, kernel):
@@ -173,7 +173,7 @@ def compile_all():
 
     tuning.choose = choose_all
     torch.use_deterministic_algorithms(True)
-    for capability, name in LAUNCHES:
+    for capability, name in TARGETS:
         dtype = getattr(torch, name)
         tuning.launch = functools.partial(compile, capability)
         tuning.is_hopper = lambda x, capability=capability: capability == 90
@@ -220,7 +220,7 @@ def compiled(tmp_path_factory):
     return [json.loads(line) for line in lines]
 
 
-def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
+def test_every_kernel_compiles_for_every_target(compiled):
     found = {(line["kernel"], line["capability"], line["dtype"].removeprefix("torch.")) for line in compiled}
     names = {
         "convolve",
@@ -240,8 +240,8 @@ def test_every_kernel_compiles_for_every_dtype_and_gpu(compiled):
         "shared_weight_gradient_in_registers",
         "lay_out_taps",
     }
-    expected = {(name, *launch) for name in names for launch in LAUNCHES}
-    for capability, dtype in LAUNCHES:
+    expected = {(name, *target) for name in names for target in TARGETS}
+    for capability, dtype in TARGETS:
         expected.add(("sum_of_shares", capability, "float32"))
         if dtype != "float32":
             expected.add(("convolve_by_products", capability, dtype))

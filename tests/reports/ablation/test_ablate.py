@@ -178,9 +178,9 @@ def test_list_on_the_command_line(capsys):
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a group of processes")
 def test_interrupted_study_ends_as_an_uninterrupted_one(image_folder, tmp_path, monkeypatch):
     """kill -9 while two processes train; called again, it has the numbers of a run in one piece."""
-    settings = {"data": str(image_folder), "epochs": 12, "img_size": 16, "seeds": [0], "batch_size": 16, "workers": 0}
-    flags = [f"--{name.replace('_', '-')}={0 if name == 'seeds' else value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "localmix", "ablate", "norm-convolution", *flags, "--processes=2"]
+    settings = {"data": str(image_folder), "epochs": 12, "img_size": 16, "batch_size": 16, "workers": 0}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "localmix", "ablate", "norm-convolution", *flags, "--seeds=0", "--processes=2"]
     parts = tmp_path / "parts"
     shown = tmp_path / "stderr"
     with shown.open("w") as stderr:
@@ -195,7 +195,7 @@ def test_interrupted_study_ends_as_an_uninterrupted_one(image_folder, tmp_path, 
     assert not list(parts.glob("runs/*/seed-0/result.json"))
     monkeypatch.setattr(runs, "cpu_cores", lambda: 1)  # a thread for each run, as the two processes had
     folders = parts, tmp_path / "whole"
-    results = [ablate(["norm-convolution"], output=folder, processes=1, **settings) for folder in folders]
+    results = [ablate(["norm-convolution"], output=folder, seeds=[0], processes=1, **settings) for folder in folders]
     for points in results[0]["studies"][0]["points"], results[1]["studies"][0]["points"]:
         for point in points:
             point["runs"][0].pop("seconds")

@@ -96,9 +96,9 @@ def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Til
     # of an axis that is left open no minimum: PyTorch calculates long with what depends on one
     tile = kernel if is_open else min(longest, kernel)
     count = (longest + tile - 1) // tile
+    strip = torch.sym_min(longest, tile + kernel - 1) if is_open else min(longest, tile + kernel - 1)
     if is_open:  # a graph would hold for one tile only if it is traced with one
         count = torch.sym_max(count, 2)
-    strip = _smaller(longest, tile + kernel - 1)
 
     # [n, 1] each, residues outside and tiles inside; not `repeat_interleave`, which ONNX gets wrong for an open count
     length = length[:, None].expand(-1, count).reshape(-1, 1)
@@ -122,11 +122,3 @@ def tiles_of(size: int, kernel: int, dilation: int, device: torch.device) -> Til
         distance=distance,
         slot=position % dilation * (count * tile) + position // dilation,
     )
-
-
-def _smaller(size: Any, other: Any) -> Any:
-    """The smaller of two sizes, either of them left open or not.
-
-    `torch.sym_min` takes numbers too, but not in `torch.compile` of PyTorch 2.11.
-    """
-    return min(size, other) if isinstance(size, int) and isinstance(other, int) else torch.sym_min(size, other)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from localmix.kernels.triton.local_weight_by_rows import is_on, places_of
-from localmix.kernels.triton.local_weight_by_words import numbers_of, word_of
+from localmix.kernels.triton.local_weight_by_words import add_tap, numbers_of, word_of
 
 
 @triton.jit
@@ -113,15 +113,6 @@ def _features_of_two(
     lower = _features_of_thread(lower, lower_here, first, NUMBER, RANK, HAS_BIAS, FACTOR)
     both = tl.reshape(tl.join(upper, lower), (WARPS, 8, 4, NUMBER // 16, 2, 2, 2))
     return tl.reshape(tl.permute(both, (0, 6, 1, 3, 4, 2, 5)), (16 * WARPS, NUMBER))
-
-
-@triton.jit
-def _add(sums, weights, numbers, NUMBERS: tl.constexpr, SHARED: tl.constexpr):
-    """Sums of a position with one more tap."""
-    added = ()
-    for i in tl.static_range(NUMBERS):
-        added += (tl.fma(weights[i // SHARED], numbers[i], sums[i]),)
-    return added
 
 
 @triton.jit
@@ -270,7 +261,7 @@ def apply_by_strips(
                                 weights = made[r // 2][(r % 2 * TAPS + (m - r) % TAPS) * OWN :]
                             else:
                                 weights = earlier[r // 2][(2 * TAPS - 1) * OWN :]
-                            of_row = _add(of_row, weights[:OWN], numbers, NUMBERS, SHARED)
+                            of_row = add_tap(of_row, weights[:OWN], numbers, NUMBERS, SHARED)
                         added += of_row
                     sums = added
 
@@ -412,7 +403,7 @@ def apply_transposed_by_strips(
                                 for h in tl.static_range(2):
                                     if m + h - r >= i * TAPS and m + h - r < min(KH, (i + 1) * TAPS):
                                         weights = made[(h * TAPS + m + h - r - i * TAPS) * OWN :]
-                                        of_row = _add(of_row, weights[:OWN], numbers[h], NUMBERS, SHARED)
+                                        of_row = add_tap(of_row, weights[:OWN], numbers[h], NUMBERS, SHARED)
                                 added += of_row
                             sums = added
 

@@ -60,11 +60,14 @@ def _weights(
 
 
 @triton.jit
-def _add_tap(sums, tap, values, NUMBERS: tl.constexpr, EACH: tl.constexpr):
-    """Sums of a column with one more tap. A function, because Triton reads its lines once for all calls."""
+def add_tap(sums, weights, numbers, NUMBERS: tl.constexpr, SHARED: tl.constexpr):
+    """Sums of a position with one more tap, whose weights `SHARED` neighboring numbers share.
+
+    A function, because Triton reads its lines once for all calls.
+    """
     added = ()
-    for v in tl.static_range(NUMBERS):
-        added += (tl.fma(tap[v * EACH // NUMBERS], values[v], sums[v]),)
+    for i in tl.static_range(NUMBERS):
+        added += (tl.fma(weights[i // SHARED], numbers[i], sums[i]),)
     return added
 
 
@@ -175,12 +178,12 @@ def apply_by_words(
                     for v in tl.static_range(VECTOR):
                         values += numbers_of(words[n * VECTOR + v], PARTS, HALF)
                     source = column + (n * DW - left)
-                    here = (source >= 0) & (source < width)
+                    on_map = (source >= 0) & (source < width)
                     for c in tl.static_range(COLUMNS):
                         if n - c >= 0 and n - c < KW:
                             if TRANSPOSED:
                                 pointers = taps + (n * DW * STRIDE_W + (KW - 1 - n + c) * STRIDE_K)
-                                tap = _weights(pointers, here, STRIDE_G, False, PAIRED, EACH, WEIGHT)
+                                tap = _weights(pointers, on_map, STRIDE_G, False, PAIRED, EACH, WEIGHT)
                             else:
                                 here = column + c * DW < width
                                 pointers = taps + (c * DW * STRIDE_W + (n - c) * STRIDE_K)
@@ -188,7 +191,7 @@ def apply_by_words(
                             before = sums[: (r * COLUMNS + c) * NUMBERS]
                             own = sums[(r * COLUMNS + c) * NUMBERS : (r * COLUMNS + c + 1) * NUMBERS]
                             behind = sums[(r * COLUMNS + c + 1) * NUMBERS :]
-                            sums = before + _add_tap(own, tap, values, NUMBERS, EACH) + behind
+                            sums = before + add_tap(own, tap, values, NUMBERS, NUMBERS // EACH) + behind
     for r in tl.static_range(ROWS):
         row = first + r * DH
         line = y + row.to(tl.int64) * width * WORDS
